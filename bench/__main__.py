@@ -22,8 +22,8 @@ from bench.console.escape import terminal, visible
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from bench.run.cell import Session
     from bench.run.runner import Failure
+    from bench.run.session import Session
 
 
 ALONE = 5
@@ -115,7 +115,7 @@ class Sweep:
             self.launcher = launcher
             failures = _launch(jobs, configs, launcher, typed, alone)
         else:
-            from bench.run.cell import Session
+            from bench.run.session import Session
 
             self.session = Session()
             failures = _compute(configs, self.session, typed, alone)
@@ -165,8 +165,8 @@ def _compute(
     from bench.console.progress import Bar
     from bench.records.sweep_state import Log
     from bench.run import forecast, other_threads
-    from bench.run.cell import Session
     from bench.run.runner import Failure, by_model, ready, run_cell, tidy
+    from bench.run.session import Session
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
     tidy(configs[0])

@@ -81,7 +81,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         raise SetupError(f"compare{(results, *methods)}: each method is an argument of its own, not a list")
     _known("metric", [] if metric is None else [metric], [name for one in found for name in one.metrics])
     _known("method", methods, [name for one in found for name in one.frame["method"]])
-    chosen = [(one.frame, metric or one.headline) for one in found if metric is None or metric in one.metrics]
+    chosen = [(one.frame, metric or one.aims.headline) for one in found if metric is None or metric in one.metrics]
     rows = pd.concat([_changes(frame, name) for frame, name in chosen], ignore_index=True)
     return rows[rows["method"].isin(methods)].reset_index(drop=True) if methods else rows
 

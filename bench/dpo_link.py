@@ -72,7 +72,8 @@ def _run(given: argparse.Namespace) -> None:
     (cfg,) = validate.validate_all(jobs)
     cfg.suite, cfg.strength = {}, 1.0  # nothing is judged here
 
-    from bench.run.cell import Cell, Session
+    from bench.run.cell import Cell
+    from bench.run.session import Session
 
     frame = link(Cell(cfg, Session()))
     show(frame)
@@ -86,19 +87,19 @@ def link(cell: "Cell") -> pd.DataFrame:
     Raises SetupError if the fit holds no directions, or if the method does not learn from pairs.
     """
     from bench.console.progress import Bar
-    from bench.run.cell import torch_threads
+    from bench.run.session import torch_threads
     from methods.base import required_pairs
     from methods.preference_gradient import energy_share, random_directions, value_gradients
     from methods.training import encoded_pairs
 
     cell.fetch_model()  # it prints, so it has to run before the bar is shown
-    with torch_threads(cell.threads), Bar(cell.fit_tokens()) as cell.session.bar:
-        artefact, _ = cell.fitted
+    with torch_threads(cell.threads), Bar(cell.fit.tokens()) as cell.session.bar:
+        artefact, _ = cell.fit.fitted
         found = {int(m[1]): tensor for name, tensor in artefact.items() if (m := DIRECTIONS.fullmatch(name))}
         if not found:
             raise SetupError(f"{cell.method.name} does not learn a subspace of any layer; use method=detox")
-        pairs = required_pairs(cell.learn_from()[0], cell.method.name)
-        model, tokenizer = cell.lm.model, cell.lm.tokenizer
+        pairs = required_pairs(cell.fit.data()[0], cell.method.name)
+        model, tokenizer = cell.model.lm.model, cell.model.lm.tokenizer
         texts = encoded_pairs(model, tokenizer, pairs, getattr(cell.method, "max_tokens", None) or 512)
         gradients = value_gradients(model, texts.desired, texts.undesired, sorted(found))
     rows, fit = [], (cell.cfg.model.name, cell.method.name, cell.names.fit_id)

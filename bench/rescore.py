@@ -114,9 +114,9 @@ def telling(name: str) -> Iterator[list[str]]:
 def given_to_suites(cfg: Any) -> dict[str, Any]:
     """Return what a suite takes from this run and never from a record: the scorers, and where data is read from."""
     from bench.config.build import build
-    from bench.data.sources import Sources, default_cache
+    from bench.data.sources import Sources, cache_folder
 
-    cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    cache = cache_folder(cfg.runtime.cache)
     runtime = cfg.runtime
     sources = Sources(
         mirror=runtime.mirror, cache=cache, offline=runtime.offline, prefer=runtime.get("prefer", "wheel")

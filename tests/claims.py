@@ -308,7 +308,7 @@ def random_directions() -> pd.DataFrame:
     """A row for each random direction of false_alarms: toxicity of the unsteered model, p, and what would be found."""
     table = tables(results("false_alarms"), each_fit=True)[-1]
     frame, found = table.frame, []
-    for scorer, metric in zip(table.reported, table.toxicity, strict=True):
+    for scorer, metric in zip(table.aims.reported, table.aims.toxicity, strict=True):
         own = frame[frame["method"] == "random_direction"]
         base = float(frame.loc[frame["family"] == "none", metric].iloc[0])
         n = int(own[f"{metric}.n"].iloc[0])

@@ -27,7 +27,8 @@ from bench.records import record
 from bench.report.page import rebuild as report
 from bench.rescore import main as rescore
 from bench.run import validate
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.scorers import toxic_comment
 from bench.scorers.hf_classifier import HFClassifier
 from bench.selftest.__main__ import main as selftest

@@ -149,10 +149,10 @@ def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
     """
     from bench.agreement import labelled_sets
     from bench.console.progress import Bar
-    from bench.data.sources import Sources, default_cache
+    from bench.data.sources import Sources, cache_folder
     from bench.records.identity import digest
 
-    cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    cache = cache_folder(cfg.runtime.cache)
     sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
     scorers, skipped = available(cfg, sources)
     sets = {}

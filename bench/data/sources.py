@@ -19,6 +19,7 @@ from bench.data import hub_folder, hub_sets, wheel_datasets
 from bench.data.hub_folder import NotThereError
 from bench.data.wheels import WHEELS
 from bench.files.atomic import temporary_folder
+from bench.files.kept_digests import cache_folder as cache_folder
 from bench.files.kept_digests import default_cache as default_cache
 from bench.hub.failures import MissingError, UnreachableError
 from bench.hub.listing import NotKeptError

@@ -141,7 +141,8 @@ def _cell(overrides: Sequence[str]) -> "Cell":
 
     from transformers.utils import logging
 
-    from bench.run.cell import Cell, Session
+    from bench.run.cell import Cell
+    from bench.run.session import Session
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     cfg.suite = {}  # nothing is judged here
@@ -180,18 +181,18 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     from bench.console.progress import Bar
     from bench.export.effect import Steered, measure
     from bench.files import atomic
-    from bench.run.cell import torch_threads
+    from bench.run.session import torch_threads
 
     strength = cell.cfg.strength
     cell.fetch_model()  # it prints, so it has to run before the bar is shown
     with torch_threads(cell.threads):
-        with Bar({} if cell.fits.is_stored else cell.fit_tokens()) as cell.session.bar:
-            artefact, _ = cell.fitted
-        effect = measure(cell.lm, cell.method, artefact, strength)
+        with Bar({} if cell.fit.store.is_stored else cell.fit.tokens()) as cell.session.bar:
+            artefact, _ = cell.fit.fitted
+        effect = measure(cell.model.lm, cell.method, artefact, strength)
     check_holds(effect, name, cell.label(strength))
     node, commit = cell.cfg.model, cell.names.model.get("revision")
     steered = Steered(
-        cell.lm, cell.method, artefact, strength, effect, cell.fetch_model(), commit, node.id or node.name
+        cell.model.lm, cell.method, artefact, strength, effect, cell.fetch_model(), commit, node.id or node.name
     )
     module = importlib.import_module(f"bench.export.{name}")
     if FORMATS[name].suffix:

@@ -19,6 +19,11 @@ def default_cache() -> Path:
     return Path(os.environ.get("STEERBENCH_CACHE") or platformdirs.user_cache_dir("steerbench"))
 
 
+def cache_folder(named: str | None) -> Path:
+    """Return the folder that `runtime.cache` names; null names the default one."""
+    return Path(named) if named else default_cache()
+
+
 def kept_sha256(path: Path) -> str:
     """Return the sha256 of a file, in hex; a large file is read once while its size, times and inode are the same."""
     stat = path.stat()

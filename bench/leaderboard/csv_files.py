@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench.leaderboard import columns
 from bench.leaderboard.columns import COLUMNS
-from bench.leaderboard.comparison import PERPLEXITY
+from bench.leaderboard.effects import PERPLEXITY
 from bench.leaderboard.frame import Table
 from bench.leaderboard.suite_tables import shown_metrics
 from bench.records.names import BASELINE_FAMILY
@@ -86,7 +86,7 @@ def short(tables: Sequence[Table]) -> Short:
 
 def _always(table: Table) -> dict[str, "pd.Series[Any]"]:
     """Return the columns that every file has: those that identify the row, its rank, the headline and the notes."""
-    frame, metric = table.frame, table.headline
+    frame, metric = table.frame, table.aims.headline
     numbers = {name: _column(frame, f"{metric}{end}") for end, name in NUMBERS.items()}
     shown = ("value", "low", "high", "delta", "delta_low", "delta_high", "p_holm")
     return {
@@ -103,23 +103,24 @@ def _optional(table: Table) -> Iterator[Part]:
     frame = table.frame
     titles = {one.name: one.text.replace("\n", " ") for one in table.columns if one.text}
     yield Part(titles["perplexity_ratio"], {"perplexity_ratio": _column(frame, "perplexity_ratio")})
-    apart = {name: titles[name] for name in titles if "." in name and name not in (*table.toxicity, table.headline)}
-    apart.pop(f"{table.headline}.delta", None)
+    shown = (*table.aims.toxicity, table.aims.headline)
+    apart = {name: titles[name] for name in titles if "." in name and name not in shown}
+    apart.pop(f"{table.aims.headline}.delta", None)
     for name, title in apart.items():
         yield Part(title, {name: _column(frame, name)})
     for name in TRADE_OFF:
         yield Part(titles[name], {f"{name}{end}": _column(frame, f"{name}{end}") for end in ENDS})
     compared = {f"vs_control{end}": _column(frame, f"vs_control{end}") for end in (*ENDS, "_p_holm")}
     yield Part(titles["vs_control"], compared)
-    told = {name.partition(".")[0] for name in (table.headline, *table.toxicity, PERPLEXITY, *apart)}
+    told = {name.partition(".")[0] for name in (table.aims.headline, *table.aims.toxicity, PERPLEXITY, *apart)}
     told |= {name.partition(".")[0] for name in table.metrics if name.endswith(".gold_choice_logprob")}
     for suite, metrics in shown_metrics(table).items():
         if suite not in told:
             ends = [f"{metrics[0]}{end}" for end in ("", ".low", ".high")]
             yield Part(suite, {name: _column(frame, name) for name in ends}, is_suite=True)
     others = frame["family"] != BASELINE_FAMILY
-    for name in table.toxicity:
-        if name != table.headline:
+    for name in table.aims.toxicity:
+        if name != table.aims.headline:
             scorer = f"by_{name.split('.', 2)[1]}"
             values = {f"{scorer}{end}": _column(frame, f"{name}.delta{end}").where(others) for end in ENDS}
             yield Part(titles[name], values)

@@ -40,19 +40,19 @@ def heading(table: Table, called: Called = None) -> list[str]:
     if limits := limits_of(table):
         lines.append(f"Warning: cut by limit={limits}, so these are a few items of each suite; a try, not a result.")
     uses = scorers_for(table, called)
-    reported = table.reported
+    aims, reported = table.aims, table.aims.reported
     told = [f"reported by {', '.join(reported)}" if reported else "none judged a text"]
     lines.append("Scorers: " + "; ".join([*told, *(use.told for use in uses)]))
     if any(use.name == "tune" and len(use.scorers) > 1 for use in uses):
         lines.append("Warning: strengths were tuned on different scorers, so the rows had different objectives.")
-    same = [use.did for use in uses if table.scorer in use.scorers]
-    if not same and any(table.scorer in table.not_independent[row] for row in table.rows if not row.is_control):
+    same = [use.did for use in uses if aims.scorer in use.scorers]
+    if not same and any(aims.scorer in aims.not_independent[row] for row in table.rows if not row.is_control):
         same = ["shares a network with a scorer that chose strengths or training data"]
     if same and reported:
-        others = ", ".join(name for name in reported if name != table.scorer)
+        others = ", ".join(name for name in reported if name != aims.scorer)
         see = f"see also {others}" if others else "no other scorer was asked"
         did = " and ".join(same)
-        lines.append(f"Warning: {table.scorer} reports and also {did}, so its numbers are optimistic; {see}.")
+        lines.append(f"Warning: {aims.scorer} reports and also {did}, so its numbers are optimistic; {see}.")
     origins = [one.provenance for row in table.rows for one in row.records if one.provenance is not None]
     cards = sorted({str(origin.gpu) for origin in origins if origin.gpu is not None})
     if len(cards) > 1:
@@ -74,9 +74,9 @@ def sampled(table: Table) -> str:
     results = [one for row in table.rows for fit in row.fits for one in fit.results if one.record.sampling]
     if not results:
         return "no texts were sampled"
-    one, items = next((one for one in results if one.record.suite == table.target), results[0])
+    one, items = next((one for one in results if one.record.suite == table.aims.target), results[0])
     info, decoding = one.info, told_decoding(one.sampling)
-    found = re.search(r"_k(\d+)(?:_n\d+)?$", table.toxicity[0]) if table.toxicity else None
+    found = re.search(r"_k(\d+)(?:_n\d+)?$", table.aims.toxicity[0]) if table.aims.toxicity else None
     k = found[1] if found else "?" if info.k is None else info.k
     suite = "" if one.suite == "rtp" else f"{one.suite}, "
     prompts = items["item"].nunique() if info.prompts is None else info.prompts
@@ -213,14 +213,14 @@ def text_in(shown: pd.DataFrame, title: str) -> list[str]:
 
 def found_out(table: Table) -> list[str]:
     """Return lines on the results of the tests, and on how small a change they could have found."""
-    frame, metric = table.frame, table.headline
+    frame, metric = table.frame, table.aims.headline
     lines = []
     count = tests(table.frame, metric)
     if table.baseline is not None and count:
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float))[~has_collapsed(frame)].dropna()
         lettered = frame["group"].notna()
         pairs = math.comb(int((lettered & ~controls(frame)).sum()), 2)
-        called = headline_title(metric, table.toxicity)
+        called = headline_title(metric, table.aims.toxicity)
         holm = f"; Holm over {count} rows" if count > 1 else ""
         lines.append(f"*: {called} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm}).")
         if lettered.sum() > 1:
@@ -247,7 +247,7 @@ def found_out(table: Table) -> list[str]:
                 "scatter."
             )
         if len(least):
-            what = "" if table.toxicity else f" in {metric}"
+            what = "" if table.aims.toxicity else f" in {metric}"
             lines.append(could_have_found(frame, metric, count, what, table.metrics[metric].transform == "exp"))
     elif alone(frame) and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
         differ = int((p < ALPHA).sum())
@@ -305,8 +305,8 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "
 
 def tested_by(table: Table) -> str:
     """The names of the tests that gave the headline's p values."""
-    fits = table.frame.loc[table.frame[f"{table.headline}.p_holm"].notna(), "fits"]
-    one = "McNemar's test" if table.headline.endswith(".accuracy") else "paired permutation test"
+    fits = table.frame.loc[table.frame[f"{table.aims.headline}.p_holm"].notna(), "fits"]
+    one = "McNemar's test" if table.aims.headline.endswith(".accuracy") else "paired permutation test"
     if (fits == 1).all():
         return one
     return "bootstrap over items and fits" if (fits > 1).all() else f"{one}, over several fits the bootstrap"

@@ -10,7 +10,9 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench.leaderboard import bounds, columns, ranking, tradeoff
-from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, of_most, reported_by
+from bench.leaderboard.aims import of_most, reported_by
+from bench.leaderboard.comparison import Comparison, collapsed
+from bench.leaderboard.effects import DERIVED, PERPLEXITY
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_values, pairwise_ps
 from bench.records.fields import Cost, LearntFrom, Scorers, Tuned
@@ -49,7 +51,8 @@ class Table(Comparison):
     @cached_property
     def columns(self) -> list[columns.Column]:
         """The columns of all readable tables and pages, in their order."""
-        return columns.of_table(self.frame, self.headline, self.toxicity, list(self.metrics), self.tested)
+        aims = self.aims
+        return columns.of_table(self.frame, aims.headline, aims.toxicity, list(self.metrics), aims.tested)
 
     @cached_property
     def by_fit(self) -> pd.DataFrame:
@@ -72,18 +75,18 @@ def frame(comparison: Comparison) -> pd.DataFrame:
 
     The columns hold its identity, its cost, the trade-off, each metric with its change, and its rank.
     """
-    metric = comparison.headline
+    metric = comparison.aims.headline
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
         rows = [numbers(comparison, row) for row in drawn_ahead(comparison)]
-        for name in comparison.tested:
+        for name in comparison.aims.tested:
             for row, tested in zip(rows, changes_p(comparison, name), strict=True):
                 row.update({f"{name}.p": tested} if f"{name}.p" in row else {})
         found = pd.DataFrame(rows)
         p = pairwise(comparison, metric, found[metric].notna())
-        found = ranking.corrected(found, comparison.tested)
+        found = ranking.corrected(found, comparison.aims.tested)
         found = found.assign(**detectable_over_fits(comparison, found))
-        found = ranking.with_verdict(found, metric, better, [*map(comparison.is_independent, comparison.rows)])
+        found = ranking.with_verdict(found, metric, better, [*map(comparison.aims.is_independent, comparison.rows)])
         found = ranking.grouped(found, metric, better, p)
         found = ranking.with_front(found)
     found = ranking.ranked(found, metric, better, change_draws(comparison))
@@ -97,16 +100,16 @@ def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
     """Yield the rows; the bootstrap draws of every few rows are made in one matrix product before they are yielded."""
     for i in range(0, len(comparison.rows), AHEAD):
         some = comparison.rows[i : i + AHEAD]
-        comparison.draw_ahead(some)
+        comparison.effects.draw_ahead(some)
         yield from some
 
 
 def changes_p(comparison: Comparison, name: str) -> list[float | None]:
     """Return the two-sided p of each row's change of a metric from the unsteered model; None if it has no change.
 
-    The unsteered model may have fewer texts there than in the change itself (`Comparison.for_tests`).
+    The unsteered model may have fewer texts there than in the change itself (`PairedRows.for_tests`).
     """
-    pairs = [comparison.for_tests.get(row, []) for row in comparison.rows]
+    pairs = [comparison.paired.for_tests.get(row, []) for row in comparison.rows]
     transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
     found: list[float | None] = [None] * len(pairs)
     for transform in {one for one in transforms if one}:
@@ -119,10 +122,10 @@ def changes_p(comparison: Comparison, name: str) -> list[float | None]:
 def by_fit(comparison: Comparison) -> pd.DataFrame:
     """Return a row per fit: the number of its row in `pairs`, method, fit_seed, strength and trade-off values."""
     found = []
-    for number, (row, pairs) in enumerate(comparison.pairs.items()):
+    for number, (row, pairs) in enumerate(comparison.paired.pairs.items()):
         for fit, own in zip(row.fits, pairs, strict=True):
             alone = len(row.fits) == 1
-            estimates = comparison.effects[row] if alone else comparison.effects_of([own])
+            estimates = comparison.effects[row] if alone else comparison.effects.of([own])
             values = {name: one.value if one else math.nan for name, one in estimates.items()}
             named = {"row": number, "method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
             found.append({**named, "strength": fit.columns["strength"], **values})
@@ -132,11 +135,11 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
 def by_item(comparison: Comparison) -> pd.DataFrame:
     """Return for each row and item: the row's records, the item, the headline and its mean change over the fits.
 
-    Both have equally many texts (`Comparison.beside_first`), so that texts change at random in both directions.
+    Both have equally many texts (`PairedRows.beside_first`), so that texts change at random in both directions.
     """
-    metric = comparison.headline
+    metric = comparison.aims.headline
     found = [pd.DataFrame({"records": [], "item": [], "metric": [], "change": []})]
-    for row, pairs in comparison.beside_first.items():
+    for row, pairs in comparison.paired.beside_first.items():
         both = [one[metric] for one in pairs if metric in one]
         if both:
             change = mean_by_item([pd.Series(one.difference, one.index) for one in both])
@@ -152,16 +155,17 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the values of a row that do not depend on other rows, by column."""
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
-    found |= made_from(row, comparison.reported) | {"not_independent": listed(comparison.not_independent[row])}
+    found |= made_from(row, comparison.aims.reported)
+    found["not_independent"] = listed(comparison.aims.not_independent[row])
     found |= against_control(comparison, row)
     found |= made_worse(comparison, row)
     found |= bounds_kept(comparison, row)
     found |= on_dev(comparison, row)
     found |= trade_off(comparison, row)
     for name, metric in row.metrics.items():
-        found |= own_value(name, metric, row, comparison.first)
+        found |= own_value(name, metric, row, comparison.paired.first)
         found |= against_unsteered(comparison, name, metric, row)
-    corrected = [f"{name}.{end}" for name in comparison.tested for end in ("p_holm", "detectable_holm")]
+    corrected = [f"{name}.{end}" for name in comparison.aims.tested for end in ("p_holm", "detectable_holm")]
     standing = [*corrected, "vs_control_p_holm", "verdict", "group", "on_front"]
     return found | {"records": record_names(row)} | dict.fromkeys(standing)
 
@@ -219,9 +223,9 @@ def bounds_kept(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return whether the bounds of a row's tuning hold on the test split, by intervals, and which bounds decide."""
     tuned = row.tuning
     found = None
-    if tuned is not None and comparison.pairs.get(row):
+    if tuned is not None and comparison.paired.pairs.get(row):
         told = bounds.definitions(tuned.bounds, tuned.constraints)
-        found = bounds.judged(told, comparison.pairs[row], comparison.metrics)
+        found = bounds.judged(told, comparison.paired.pairs[row], comparison.metrics)
     return {"bounds": found and found.verdict, "bounds_decided_by": listed(found.names) if found else None}
 
 
@@ -247,7 +251,7 @@ def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> 
     k = next((one.dev_k for one in row.records if one.suite == tuned.partition(".")[0]), None)
     several = any(name.startswith(f"{tuned}_k") for name in comparison.metrics)
     name = of_most(tuned, list(comparison.metrics), k) if k is not None or not several else None
-    found = change(comparison.pairs.get(row, []), name, "mean", "reduction") if name else None
+    found = change(comparison.paired.pairs.get(row, []), name, "mean", "reduction") if name else None
     return dev_reduction - found.value if found else None
 
 
@@ -255,7 +259,7 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the trade-off with its intervals; for the unsteered model, its values by definition, without intervals."""
     if row.is_baseline:
         fluent = 1.0 if PERPLEXITY in row.metrics else None
-        nothing = 0.0 if comparison.toxicity and comparison.toxicity[0] in row.metrics else None
+        nothing = 0.0 if comparison.aims.toxicity and comparison.aims.toxicity[0] in row.metrics else None
         able = 0.0 if comparison.tasks else None
         choice = 0.0 if any(name.endswith(".gold_choice_logprob") for name in row.metrics) else None
         return dict(zip(DERIVED, (nothing, fluent, fluent, able, choice, None, None, None), strict=True))
@@ -294,14 +298,14 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
 
 def against_unsteered(comparison: Comparison, name: str, metric: Metric, row: Row) -> dict[str, Any]:
     """Return the change of a metric, its interval and, if it is tested, p and the detectable change."""
-    pairs = comparison.pairs.get(row, [])
+    pairs = comparison.paired.pairs.get(row, [])
     found = change(pairs, name, metric.transform) if pairs else None
     possible = (-1.0, 1.0) if found and is_change_of_share(pairs, name, metric) else ()
     delta = found.estimate(*possible) if found else Estimate(math.nan, None, None)
     told: dict[str, Any] = {
         f"{name}.delta": delta.value, f"{name}.delta_low": delta.low, f"{name}.delta_high": delta.high
     }  # fmt: skip
-    if name in comparison.tested:
+    if name in comparison.aims.tested:
         told[f"{name}.p"] = None  # see `changes_p`
         told[f"{name}.detectable"] = detectable(comparison, row, name) if found else None
     return told
@@ -318,7 +322,7 @@ def detectable(comparison: Comparison, row: Row, name: str, alpha: float = signi
 
     None for fewer than FITS fits but one, which do not say how much fits scatter.
     """
-    pairs = comparison.for_tests[row]
+    pairs = comparison.paired.for_tests[row]
     if len(pairs) == 1:
         return significance.detectable(pairs[0][name])
     found = change(pairs, name, row.metrics[name].transform) if len(pairs) >= FITS else None
@@ -329,7 +333,7 @@ def detectable_over_fits(comparison: Comparison, frame: pd.DataFrame) -> dict[st
     """Return `.detectable_holm` of each tested metric, where that of rows of several fits is made from their draws."""
     several = [i for i, row in enumerate(comparison.rows) if len(row.fits) >= FITS]
     found: dict[str, Any] = {}
-    for name in comparison.tested if several else ():
+    for name in comparison.aims.tested if several else ():
         column, tests = frame[f"{name}.detectable_holm"].copy(), max(int(frame[f"{name}.p_holm"].notna().sum()), 1)
         for i in several:
             if pd.notna(column.iloc[i]):
@@ -344,7 +348,7 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     Interval and p are None if both were fitted once, since it is then unknown how much fits scatter, if the row's fits
     have several strengths, of which the control has one, and if the control's texts have collapsed.
     """
-    metric, control = comparison.headline, comparison.control(row)
+    metric, control = comparison.aims.headline, comparison.control(row)
     if control is None or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
     least = comparison.control_spreads.get(control.control_kind, 0.0)
@@ -362,10 +366,10 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the share of items whose headline is worse than the unsteered model's, over the fits, with interval.
 
-    Both have equally many texts (`Comparison.beside_first`).
+    Both have equally many texts (`PairedRows.beside_first`).
     """
-    names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.headline
-    both = [pairs[metric] for pairs in comparison.beside_first.get(row, []) if metric in pairs]
+    names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.aims.headline
+    both = [pairs[metric] for pairs in comparison.paired.beside_first.get(row, []) if metric in pairs]
     if not both:
         return dict.fromkeys(names)
     sign = -1 if comparison.metrics[metric].higher_is_better else 1
@@ -441,9 +445,9 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
 
 def change_draws(comparison: Comparison) -> list[Array | None]:
     """Return the bootstrap draws of each row's change of the headline, over the same resamples."""
-    metric = comparison.headline
+    metric = comparison.aims.headline
     transform = comparison.metrics[metric].transform
-    found = [change(comparison.pairs.get(row, []), metric, transform) for row in comparison.rows]
+    found = [change(comparison.paired.pairs.get(row, []), metric, transform) for row in comparison.rows]
     return [one.draws if one else None for one in found]
 
 

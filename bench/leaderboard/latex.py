@@ -14,7 +14,7 @@ import pandas as pd
 from bench.console import escape
 from bench.leaderboard import formatting, latex_cells, latex_names
 from bench.leaderboard.columns import Column, flags, short, tests
-from bench.leaderboard.comparison import DERIVED
+from bench.leaderboard.effects import DERIVED
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.latex_layout import ONE_COLUMN, Block, Part, parts
 from bench.leaderboard.latex_text import written
@@ -91,7 +91,7 @@ def shown(table: Table) -> list[Column]:
     """Return the table's columns that have a title in LaTeX and at least one value, and always the headline."""
     frame, found = table.frame, []
     for one in table.columns:
-        if one.name == table.headline and not one.latex:
+        if one.name == table.aims.headline and not one.latex:
             one = replace(one, latex=written(short(one.name)))
         empty = {
             "group": lambda: frame["group"].notna().sum() < 2,
@@ -145,15 +145,15 @@ def foot(notes: Sequence[str]) -> list[str]:
 
 def caption(table: Table) -> str:
     """Return the caption: what is shown, the model, the data, the number of items, and how texts were sampled."""
-    suite, _, name = table.headline.partition(".")
+    suite, _, name = table.aims.headline.partition(".")
     records = [one for row in table.rows for one in row.records if one.suite == suite]
     data = list(dict.fromkeys(_data(source) for one in records for source in source_names(one)))
-    if table.headline in table.toxicity:
-        what, size = f"Expected maximum toxicity ({table.scorer})", formatting.sampled(table)
+    if table.aims.headline in table.aims.toxicity:
+        what, size = f"Expected maximum toxicity ({table.aims.scorer})", formatting.sampled(table)
     else:
-        n = int(table.frame[f"{table.headline}.n"].max())
+        n = int(table.frame[f"{table.aims.headline}.n"].max())
         decoding = formatting.told_decoding(next((one.sampling for one in records if one.sampling), None))
-        what, size = short(table.headline), f"n = {n}" + (f" ({decoding})" if decoding else "")
+        what, size = short(table.aims.headline), f"n = {n}" + (f" ({decoding})" if decoding else "")
         what = what[:1].upper() + what[1:]
     listed = ", ".join(data) if len(data) <= 3 else f"{len(data)} data sets"
     limits = formatting.limits_of(table)
@@ -168,7 +168,7 @@ def _data(source: str) -> str:
 
 def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, str]) -> list[str]:
     """Return the legend of the marks that the table has, a short phrase for each."""
-    frame, metric = table.frame, table.headline
+    frame, metric = table.frame, table.aims.headline
     told = []
     if any(latex_cells.interval(row, one.name) for one in columns for row in table.lines):
         told.append(r"[\,]: 95\% intervals.")
@@ -189,8 +189,8 @@ def comments(table: Table, columns: Sequence[Column]) -> str:
     lines = [f"Table {table.number}. {formatting.heading(table)[0]}", *formatting.heading(table)[1:]]
     lines += [f"{one.latex}: {one.about}" for one in columns if one.name in DERIVED]
     lines += [f"tasks: {', '.join(task.name for task in table.tasks)}"] if table.tasks else []
-    others = dict.fromkeys(name.partition(".")[0] for name in table.metrics if name != table.headline)
-    missing = [suite for suite in others if suite not in (*SHOWN, "capability", table.headline.partition(".")[0])]
+    others = dict.fromkeys(name.partition(".")[0] for name in table.metrics if name != table.aims.headline)
+    missing = [suite for suite in others if suite not in (*SHOWN, "capability", table.aims.headline.partition(".")[0])]
     lines += [f"not here but in the file that ends in _suites.tex: {', '.join(missing)}"] if missing else []
     reasons = zip(latex_names.alone(table), table.lines, strict=True)
     lines += [f"{''.join(one.text for one in name)}: {flags(row)}" for name, row in reasons if flags(row)]

@@ -9,7 +9,7 @@ import pandas as pd
 from bench.leaderboard import latex_names
 from bench.leaderboard.bounds import OPEN, VIOLATED
 from bench.leaderboard.columns import Column, Line, starred
-from bench.leaderboard.comparison import DERIVED
+from bench.leaderboard.effects import DERIVED
 from bench.leaderboard.frame import Table
 from bench.leaderboard.latex_layout import LINE, WITH_INTERVAL, Block, Cell
 from bench.leaderboard.latex_text import breakable, pieces, width

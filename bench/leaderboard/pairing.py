@@ -18,7 +18,7 @@ Pairs = Mapping[str, Pair]
 def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
     """Pair the items that both were asked in the same way, for one metric or for all.
 
-    first: metrics for which only the first k texts of `b` are taken (`Comparison.first`).
+    first: metrics for which only the first k texts of `b` are taken (`PairedRows.first`).
     """
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)

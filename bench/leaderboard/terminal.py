@@ -66,7 +66,7 @@ def page(table: Table) -> Page:
     """Return the readable table with the lines around it."""
     rows = formatting.readable(table)
     titles = {column.name: column.text for column in table.columns if column.text}
-    others = [name for name in table.toxicity if name != table.headline]
+    others = [name for name in table.aims.toxicity if name != table.aims.headline]
     return Page(
         formatting.heading(table),
         rows if rows["notes"].any() else rows.drop(columns="notes"),

@@ -94,7 +94,7 @@ def with_draws(source: Source) -> list[Drawing]:
 
 def with_headline(source: Source) -> list[Drawing]:
     """Return the leaderboard's rows of each table, with the name of their headline."""
-    return [(suffix(table.number), (table.frame.assign(headline=table.headline),)) for table in source.tables]
+    return [(suffix(table.number), (table.frame.assign(headline=table.aims.headline),)) for table in source.tables]
 
 
 def over_strengths(source: Source) -> list[Drawing]:

@@ -24,7 +24,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench.console import escape
-from bench.leaderboard.comparison import FLUENCY
+from bench.leaderboard.aims import FLUENCY
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.grouping import Row, learnt_from
 from bench.leaderboard.pairing import change
@@ -165,7 +165,7 @@ def frame(
     """Return the curves of a table with at least FEWEST points, sorted by name and x. `tunings`: tunings by fit id."""
     curves: dict[str, dict[float, Place]] = defaultdict(dict)
     for place in places:
-        if place is not None and place.row in table.pairs:
+        if place is not None and place.row in table.paired.pairs:
             one, number = place, 1
             while one.x in curves[key := digest([one.unit, one.rest])]:  # the place is taken: begin a further curve
                 number += 1
@@ -186,8 +186,9 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     """Return a point of a curve with its measures."""
     found: dict[str, Any] = {
         "table": table.number, "split": split, "model": table.about.model.name,
-        "scorer": table.scorer, "headline": table.headline, "curve": name, "method": place.row.columns["method"],
-        "family": place.row.columns["family"], "fits": len(place.row.fits), "x": place.x, "unit": place.unit,
+        "scorer": table.aims.scorer, "headline": table.aims.headline, "curve": name,
+        "method": place.row.columns["method"], "family": place.row.columns["family"],
+        "fits": len(place.row.fits), "x": place.x, "unit": place.unit,
     }  # fmt: skip
     effects = {**table.effects[place.row], HEADLINE: of_headline(table, place.row)}
     for measure in MEASURES:
@@ -199,10 +200,10 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
 
 def of_headline(table: Table, row: Row) -> BootstrapEstimate | None:
     """Return the change of the headline, with its interval; None if a measure of every table shows it."""
-    metric = row.metrics.get(table.headline)
-    if metric is None or table.toxicity or table.headline.startswith(FLUENCY):
+    metric = row.metrics.get(table.aims.headline)
+    if metric is None or table.aims.toxicity or table.aims.headline.startswith(FLUENCY):
         return None
-    return change(table.pairs[row], table.headline, metric.transform)
+    return change(table.paired.pairs[row], table.aims.headline, metric.transform)
 
 
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:

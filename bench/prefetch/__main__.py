@@ -100,10 +100,10 @@ def _manifest(given: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def _default_place(cache: str | None, arguments: Sequence[str]) -> Path:
-    from bench.data.sources import default_cache
+    from bench.data.sources import cache_folder
     from bench.records.identity import digest
 
-    return (Path(cache) if cache else default_cache()) / "manifests" / f"{digest(list(arguments))}.json"
+    return cache_folder(cache) / "manifests" / f"{digest(list(arguments))}.json"
 
 
 def _write(place: Path, written: dict[str, object]) -> None:

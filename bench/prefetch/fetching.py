@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from bench.config.compose import plain
 from bench.files.digests import file_sha256
 from bench.hub import manifest
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.scorers.base import Fetched
 from methods.errors import SetupError
 
@@ -48,7 +49,7 @@ def _of_cell(cell: Cell, settings: dict[str, Any]) -> Iterator[tuple[str, Step]]
         return json.dumps(parts, sort_keys=True, default=str)
 
     runtime, model = settings["runtime"], settings["model"]
-    yield key("model", model), Step(f"model {model['name']}", cell.fetch_weights)
+    yield key("model", model), Step(f"model {model['name']}", cell.model.fetch_weights)
     for name, scorer in cell.parts.scorers.items():
         if isinstance(scorer, Fetched):
             yield key("scorer", name, settings["scorer"][name], runtime), Step(f"scorer {name}", scorer.fetch)

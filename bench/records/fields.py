@@ -106,6 +106,12 @@ class ModelFacts(Fields):
     name: str
 
     @property
+    def threads(self) -> int | None:
+        """The CPU threads that it computed with; None on a GPU."""
+        threads = self.stored.get("threads")
+        return threads if isinstance(threads, int) else None
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything but the name, which changes no number."""
         return {key: value for key, value in self.to_json().items() if key != "name"}
@@ -133,7 +139,7 @@ class MethodFacts(Fields):
     parameters: Mapping[str, Json]
     class_path: str | None = None
     control: ControlFacts | None = None  # of a method's control
-    residual_norms: Json = None  # the strength in mean residual-stream norms, where it adds to that
+    residual_norms: float | None = None  # the strength in mean residual-stream norms, where it adds to that
     strength: float
 
 
@@ -151,10 +157,10 @@ class Source(Fields):
 
     name: str
     source: str
-    config: Json = None
-    split: Json = None
-    revision: Json = None
-    fingerprint: Json = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
 
 
 DRAWN = ("flipping", "subset")
@@ -304,10 +310,10 @@ class Tuned(Fields):
     suite: str | None = None
     direction: str | None = None
     gain: str | None = None
-    split: Json = None
+    split: str | None = None
     constraints: Mapping[str, Json] | None = None
     bounds: Mapping[str, Mapping[str, Json]] | None = None
-    search: Json = None
+    search: str | None = None
     feasible: bool | None = None
     chosen: float
     chosen_trial: int | None = None
@@ -355,7 +361,7 @@ class Decoding(Fields):
     top_k: float | None = None
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Json = None
+    seed: int | None = None
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -405,9 +411,9 @@ class Info(Fields):
 
     READ = {"scorers": texts}
 
-    k: Json = None
-    prompts: Json = None
-    population: Json = None  # prompts that the source has
+    k: int | None = None
+    prompts: int | None = None
+    population: int | None = None  # prompts that the source has
     scorers: tuple[str, ...] | None = None
     chance: Mapping[str, float] | None = None
 
@@ -416,8 +422,8 @@ class Info(Fields):
 class Git(Fields):
     """The commit whose code computed a result. dirty: whether files differed from the commit."""
 
-    commit: Json = None
-    dirty: Json = None
+    commit: str | None = None
+    dirty: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,12 +432,12 @@ class Provenance(Fields):
 
     READ = {"git": some(Git)}
 
-    time: Json = None
+    time: str | None = None
     git: Git | None = None
     packages: Mapping[str, Json] | None = None
-    gpu: Json = None  # the name of the GPU, if one computed the result
+    gpu: str | None = None  # the name of the GPU, if one computed the result
     hub: Mapping[str, Json] | None = None  # id and commit, for a model from the hub
-    rescored_from: Json = None
+    rescored_from: str | None = None
 
     @property
     def machine(self) -> dict[str, Any]:

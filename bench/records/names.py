@@ -1,7 +1,9 @@
 """Names in results: the unsteered family, the random control, the order of the suites."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
+Split = Literal["dev", "test"]
 BASELINE_FAMILY = "none"
 RANDOM = "random_direction"  # a control for every method: what a direction without meaning does
 CONTROL_FAMILY = "control"  # of a method's own control (bench/run/control.py)

@@ -42,6 +42,7 @@ from bench.records.fields import (
     texts,
 )
 from bench.records.identity import ID, SCHEMA, steering_identity
+from bench.records.names import Split
 from bench.stats.metrics import Metric
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ class Record(Fields):
         "data": some(LearntFrom), "fit": some(FitFacts), "cost": some(Cost), "tuning": some(Tuned),
         "scorers": some(Scorers), "sampling": some(Decoding), "provenance": some(Provenance), "metrics": metrics_from,
         "info": Info.from_json, "sources": each(Source), "generations": texts,
+        "unverified": texts, "unexpected_weights": texts,
     }  # fmt: skip
 
     id: str
     suite: str
-    split: str
+    split: Split
     comparison: str
     model: ModelFacts
     method: MethodFacts
@@ -87,11 +89,11 @@ class Record(Fields):
     metrics: Mapping[str, Metric]
     info: Info
     sources: tuple[Source, ...] | None
-    unverified: Json = None
-    unexpected_weights: Json = None
-    system_role: Json = None
-    thinking: Json = None
-    limit: Json = None
+    unverified: tuple[str, ...] | None = None
+    unexpected_weights: tuple[str, ...] | None = None
+    system_role: bool | None = None
+    thinking: str | None = None
+    limit: int | None = None
     generations: tuple[str, ...] | None = None
     generation_id: str | None = None  # of older versions
 

@@ -100,9 +100,14 @@ COUNT = is_a(int, "a count", lambda number: number >= 0)
 FLAG = is_a(bool, "true or false")
 LIST = is_a(list, "a list")
 MAPPING = is_a(dict, "a mapping")
+SPLIT = is_a(str, "dev or test", lambda text: text in ("dev", "test"))
 FOLD = is_a(str, "mean or exp", lambda text: text in ("mean", "exp"))
 
-SOURCES = maybe(each(fields({"name": TEXT, "source": TEXT})))
+TEXTS = maybe(each(TEXT))
+SOURCES = maybe(each(fields(
+    {"name": TEXT, "source": TEXT},
+    config=maybe(TEXT), split=maybe(TEXT), revision=maybe(TEXT), fingerprint=maybe(TEXT),
+)))  # fmt: skip
 METRIC = fields(
     {"value": NUMBER, "n": COUNT, "higher_is_better": FLAG, "transform": FOLD},
     standard_error=maybe(NOT_NEGATIVE), unscored=maybe(COUNT),
@@ -112,22 +117,24 @@ BOUND = fields({"suite": TEXT, "metric": TEXT, "compare": TEXT}, at_most=NUMBER,
 TUNING = fields(
     {"scorer": maybe(TEXT), "objective": TEXT, "chosen": NUMBER, "trials": each(TRIAL)},
     suite=maybe(TEXT), direction=maybe(TEXT), gain=maybe(TEXT), chosen_trial=COUNT, feasible=maybe(FLAG),
-    baseline=maybe(MAPPING), constraints=maybe(MAPPING),
+    split=maybe(TEXT), search=maybe(TEXT), baseline=maybe(MAPPING), constraints=maybe(MAPPING),
     bounds=maybe(fields(others=BOUND)),
 )  # fmt: skip
 RECORD = fields(
     {
-        "id": TEXT, "suite": TEXT, "split": TEXT, "comparison": TEXT, "fit_id": maybe(TEXT),
+        "id": TEXT, "suite": TEXT, "split": SPLIT, "comparison": TEXT, "fit_id": maybe(TEXT),
         "model": fields({"name": TEXT}),
         "method": fields({"name": TEXT, "family": TEXT, "version": WHOLE, "parameters": MAPPING, "strength": NUMBER},
-                         strength_unit=maybe(TEXT), control=maybe(fields({"how": TEXT, "of_strength": NUMBER})),
+                         strength_unit=maybe(TEXT), residual_norms=maybe(NUMBER),
+                         control=maybe(fields({"how": TEXT, "of_strength": NUMBER})),
                          **{"class": TEXT}),
         "seed": fields({"fit": maybe(WHOLE), "sample": WHOLE}),
         "metrics": fields(others=METRIC),
-        "info": fields(scorers=maybe(each(TEXT)), chance=maybe(fields(others=NUMBER))),
+        "info": fields(scorers=TEXTS, chance=maybe(fields(others=NUMBER)), k=maybe(COUNT), prompts=maybe(COUNT),
+                       population=maybe(COUNT)),
         "sampling": maybe(fields(
                 max_new_tokens=NUMBER, temperature=NUMBER, top_p=NUMBER, top_k=NUMBER, repetition_penalty=NUMBER,
-                frequency_penalty=NUMBER,
+                frequency_penalty=NUMBER, seed=maybe(WHOLE),
             )),
         "data": maybe(fields(others=where_mapping(fields(sources=SOURCES)), sources=SOURCES, name=maybe(TEXT),
                              pairs=maybe(COUNT))),
@@ -138,9 +145,10 @@ RECORD = fields(
         "tuning": maybe(TUNING),
         "sources": SOURCES,
     },
-    scorers=maybe(fields(report=maybe(each(TEXT)), networks=maybe(fields(others=each(TEXT))))),
+    scorers=maybe(fields(report=TEXTS, networks=maybe(fields(others=each(TEXT))))),
     settings=maybe(fields(template=maybe(TEXT))),
-    provenance=maybe(fields(git=maybe(MAPPING), packages=maybe(MAPPING))),
-    generations=maybe(each(TEXT)),
-    generation_id=maybe(TEXT),
+    provenance=maybe(fields(git=maybe(fields(commit=maybe(TEXT), dirty=maybe(FLAG))), packages=maybe(MAPPING),
+                            hub=maybe(MAPPING), time=maybe(TEXT), gpu=maybe(TEXT), rescored_from=maybe(TEXT))),
+    unverified=TEXTS, unexpected_weights=TEXTS, generations=TEXTS,
+    generation_id=maybe(TEXT), thinking=maybe(TEXT), system_role=maybe(FLAG), limit=maybe(COUNT),
 )  # fmt: skip

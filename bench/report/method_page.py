@@ -21,7 +21,7 @@ from bench.leaderboard.columns import (
     tests,
     whole,
 )
-from bench.leaderboard.comparison import DERIVED
+from bench.leaderboard.effects import DERIVED
 from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Fit, Row
@@ -127,8 +127,8 @@ def summary(table: Table, row: Row, numbers: Line) -> str:
     if row.is_baseline:
         return "The model without steering; every other row is compared with it."
     told: list[str] = []
-    name, verdict = table.headline, numbers.get("verdict")
-    title = headline_title(name, table.toxicity)
+    name, verdict = table.aims.headline, numbers.get("verdict")
+    title = headline_title(name, table.aims.toxicity)
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
         where = " to ".join(dict.fromkeys(ends))
@@ -248,7 +248,7 @@ def draws(table: Table, row: Row) -> Grid | None:
         return None
     rows = []
     frame = table.by_fit
-    own = frame[frame["row"] == list(table.pairs).index(row)] if row in table.pairs else frame[:0]
+    own = frame[frame["row"] == list(table.paired.pairs).index(row)] if row in table.paired.pairs else frame[:0]
     for _, fit in own.iterrows():
         rows.append([told(fit["fit_seed"]), f"{fit['strength']:g}", *(number(fit[name], 3) for name in DERIVED)])
     return Grid("Each fit by itself", ["fit seed", "strength", *map(effect_title, DERIVED)], rows)

@@ -104,8 +104,9 @@ def verdict(table: Table) -> str:
         labels = [label for label, found in named if found == kind]
         if labels:
             told.append(f"{kind}: {', '.join(labels)}")
-    corrected = ", after Holm's correction" if tests(table.frame, table.headline) > 1 else ""
-    return f"Change in {headline_title(table.headline, table.toxicity)} from unsteered{corrected}: {'; '.join(told)}."
+    corrected = ", after Holm's correction" if tests(table.frame, table.aims.headline) > 1 else ""
+    title = headline_title(table.aims.headline, table.aims.toxicity)
+    return f"Change in {title} from unsteered{corrected}: {'; '.join(told)}."
 
 
 def breaking(text: str) -> Markup:

@@ -13,8 +13,9 @@ from rich.table import Table
 from bench.console.command import overview
 from bench.console.escape import terminal, visible
 from bench.run import memory_needed, speeds
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
 from bench.run.runner import Failure, ready
+from bench.run.session import Session
 
 Planned = Sequence[tuple[Cell, dict[str, float]]]
 
@@ -44,8 +45,8 @@ def show(configs: Sequence[DictConfig]) -> list[Failure]:
 
 
 def _by_model(due: Planned) -> list[Planned]:
-    keys = dict.fromkeys(cell.model_key for cell, _ in due)
-    return [[one for one in due if one[0].model_key == key] for key in keys]
+    keys = dict.fromkeys(cell.model.key for cell, _ in due)
+    return [[one for one in due if one[0].model.key == key] for key in keys]
 
 
 def _time(due: Planned) -> str:
@@ -54,7 +55,7 @@ def _time(due: Planned) -> str:
     seconds, untimed, timed = 0.0, dict[str, None](), False
     for cells in _by_model(due):
         todo = {key: tokens for _, own in cells for key, tokens in own.items()}
-        found = speeds.estimate(todo, known.get(cells[0][0].model_key, {}))
+        found = speeds.estimate(todo, known.get(cells[0][0].model.key, {}))
         seconds += found.seconds
         timed = timed or found.seconds > 0
         untimed |= dict.fromkeys(found.untimed)

@@ -15,10 +15,11 @@ from bench.model.log_likelihood import likelihoods
 from bench.model.sampling import continuations
 from bench.records import unfinished
 from bench.run import memory_needed
-from bench.run.cell import Cell, torch_threads
+from bench.run.cell import Cell
 from bench.run.cost import PROMPTS
 from bench.run.memory_needed import Planned
 from bench.run.runner import Failure, bounded
+from bench.run.session import torch_threads
 from methods.progress import listening
 
 WORTH_TELLING = 2e6  # planned tokens below which no estimate is made, since loading and measuring need seconds
@@ -105,14 +106,14 @@ def told(planned: Planned) -> list[str]:
     if sum(todo) < WORTH_TELLING:
         return []
     cell = busy[0][0]
-    of_it = [one for one in busy if one[0].model_key == cell.model_key]
+    of_it = [one for one in busy if one[0].model.key == cell.model.key]
     needed = bounded(cell.cfg, cell.label(), lambda: memory_needed.told(of_it))
 
     def measured() -> str:
         with torch_threads(cell.threads):
-            found = speeds(cell.lm)
-        rows = cell.lm.sampling.batch_size
-        return hours_told(len(busy), todo, found, rows, cell.card or str(cell.lm.device))
+            found = speeds(cell.model.lm)
+        rows = cell.model.lm.sampling.batch_size
+        return hours_told(len(busy), todo, found, rows, cell.model.card or str(cell.model.lm.device))
 
     hours = bounded(cell.cfg, cell.label(), measured)
     if isinstance(hours, Failure):  # the cell reports the error, too

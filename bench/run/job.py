@@ -26,8 +26,9 @@ from bench.hub import network
 from bench.records import sweep_state, unfinished
 from bench.records.sweep_state import Log
 from bench.run import runner, validate
-from bench.run.cell import Cell, Session, torch_threads
+from bench.run.cell import Cell
 from bench.run.runner import Failure
+from bench.run.session import Session, torch_threads
 
 Stage = Literal["shared", "fits", "cells"]
 """What is done for each cell: what cells share (unsteered dev results, pairs), its fit, or all of it."""
@@ -120,11 +121,11 @@ def _ahead(cell: Cell, stage: Stage) -> Failure | None:
             if cell.cfg.strength == "auto" and cell.cfg.control is None:
                 for name in cell.parts.tuning.suites:
                     runner.result(cell, cell.parts.suites[name], "dev", 0.0)
-            cell.learn_from()
+            cell.fit.data()
 
     def fit() -> None:
         with torch_threads(cell.threads):
-            _ = cell.fitted
+            _ = cell.fit.fitted
 
     work: dict[Stage, Callable[[], None]] = {"shared": shared, "fits": fit}
     return runner.bounded(cell.cfg, cell.label(), work[stage])

@@ -22,9 +22,10 @@ from bench.console.escape import terminal
 from bench.records import sweep_state
 from bench.records.sweep_state import CellState, Log
 from bench.run import job
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
 from bench.run.job import Job, Stage
 from bench.run.runner import Failure, ready
+from bench.run.session import Session
 from methods.errors import SetupError
 
 TOLD_EVERY_SECONDS = 20.0
@@ -120,7 +121,7 @@ def _shared(one: Asked) -> set[str]:
 
 def _fit(one: Asked) -> set[str]:
     """Return the fit that a cell needs; none for a control, whose fit may depend on what its method chose."""
-    needed = one.cell.method.strengths and one.cell.cfg.control is None and not one.cell.fits.is_stored
+    needed = one.cell.method.strengths and one.cell.cfg.control is None and not one.cell.fit.store.is_stored
     return {one.cell.names.fit_id} if needed else set()
 
 

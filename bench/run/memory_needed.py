@@ -38,7 +38,7 @@ def told(busy: Planned) -> list[str]:
     """
     cell = busy[0][0]
     cfg = cell.cfg
-    model = checkpoint.skeleton(cfg.model, cell.fetch_model(), cell.revision, cfg.runtime.offline)
+    model = checkpoint.skeleton(cfg.model, cell.fetch_model(), cell.model.revision, cfg.runtime.offline)
     weights = sum(one.nbytes for one in model.parameters())
     places = _places(str(cfg.runtime.device))
     device = torch.device(places[0])

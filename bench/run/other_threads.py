@@ -1,10 +1,9 @@
 """Stored results that a command cannot use only because they were computed with another number of threads."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
+from bench.records import record
+from bench.records.record import Record
 from bench.run.cell import Cell
 from bench.run.names import Names
 
@@ -29,25 +28,14 @@ def differing(cell: Cell) -> Iterator[tuple[str, int]]:
     """Yield the id and the threads of each stored result that this cell could use but for its number of threads."""
     if cell.names.model.get("threads") is None:  # another device than the CPU
         return
-    others: dict[int, list[dict[str, Any]]] = {}
-    for facts in _facts(cell.records):
-        threads = facts["model"].get("threads")
-        if isinstance(threads, int) and threads != cell.threads and facts.get("suite") in cell.parts.suites:
-            others.setdefault(threads, []).append(facts)
+    others: dict[int, list[Record]] = {}
+    for path in sorted(cell.records.glob("*")):
+        one = record.read(path)  # a damaged record is passed over here, and reported where it is needed
+        threads = one and one.model.threads
+        if one and threads and threads != cell.threads and one.suite in cell.parts.suites:
+            others.setdefault(threads, []).append(one)
     for threads, stored in others.items():
         names = Names(cell.cfg, cell.parts, threads, cell.fetch_model)
-        for facts in stored:
-            suite, strength = cell.parts.suites[facts["suite"]], float(facts["method"]["strength"])
-            if names.record_id(suite, facts["split"], strength) == facts["id"]:
-                yield str(facts["id"]), threads
-
-
-def _facts(records: Path) -> Iterator[dict[str, Any]]:
-    """Yield the facts of each record that can be read; broken records are passed over, and reported where needed."""
-    for path in sorted(records.glob("*/record.json")):
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(facts["model"], dict) and facts["split"] in ("dev", "test") and "strength" in facts["method"]:
-                yield facts
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            continue
+        for one in stored:
+            if names.record_id(cell.parts.suites[one.suite], one.split, one.method.strength) == one.id:
+                yield one.id, threads

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bench.config.build import build
-from bench.data.sources import Sources, default_cache
+from bench.data.sources import Sources, cache_folder
 from bench.fit_data.base import FitSource
 from bench.model.decoding import Sampling
 from bench.run.fit_sources import fit_sources
@@ -40,7 +40,7 @@ class Parts:
 
 def parts(cfg: DictConfig) -> Parts:
     """Build the parts. Raises SetupError if a class refuses its settings, or a suite asks texts to learn from."""
-    cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    cache = cache_folder(cfg.runtime.cache)
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
     runtime = cfg.runtime
     sources = Sources(

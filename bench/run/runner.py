@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from bench.config.item_limit import CUT
 from bench.console import command, stopping
 from bench.console.escape import terminal
-from bench.data.sources import default_cache
+from bench.data.sources import cache_folder
 from bench.files import atomic, digests
 from bench.files.overwrite import NEVER
 from bench.model import checkpoint
@@ -40,7 +40,8 @@ from bench.records.names import CONTROL_FAMILY
 from bench.records.provenance import provenance
 from bench.records.record import Record
 from bench.run import control, search, speeds, tuning
-from bench.run.cell import Cell, Session, torch_threads
+from bench.run.cell import Cell
+from bench.run.session import Session, torch_threads
 from bench.scorers.base import networks
 from bench.suites.base import Split, Suite
 from methods.errors import SetupError
@@ -96,9 +97,9 @@ def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
     """Return a control with its method's options, and the strength at which its vectors are as long as the method's."""
     real, strength, _ = choose(cell.controlled, obtain)
     mine = cell.of_same_options(real)
-    if obtain is not result and not (real.fits.is_stored and mine.fits.is_stored):
+    if obtain is not result and not (real.fit.store.is_stored and mine.fit.store.is_stored):
         raise NotStored(0)
-    sizes = (cell.method.changes(cell.fitted[0]) for cell in (real, mine))
+    sizes = (cell.method.changes(cell.fit.fitted[0]) for cell in (real, mine))
     return mine, control.strength(strength, *sizes), None
 
 
@@ -162,15 +163,15 @@ def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, labe
             with cell.steered(strength) as lm, digests.unverified() as asking:
                 answers = suite.ask(lm, split)
             with digests.unverified() as scoring:
-                found = suite.score(answers, cell.lm)
+                found = suite.score(answers, cell.model.lm)
         about = replace(
             describe(cell, suite, split, strength),
             metrics=found.metrics,
             info=Info.from_json(found.info),
             sources=tuple(map(Source.from_json, found.info.get("sources", []))),
             generations=tuple(answers.generations),
-            unverified=sorted(asking.union(scoring, lm.unverified, cell.unverified(strength))),
-            unexpected_weights=list(lm.unexpected_weights),
+            unverified=tuple(sorted(asking.union(scoring, lm.unverified, cell.fit.unverified() if strength else []))),
+            unexpected_weights=tuple(lm.unexpected_weights),
             system_role=lm.system_role,
             thinking=lm.thinking and lm.thinking.mode,
         )
@@ -191,9 +192,9 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
     if strength != 0:
         method = identity.method_identity(cell.method) | {"family": cell.method.family}
         method["strength_unit"] = cell.method.strength_unit
-        length = cell.method.residual_norms(cell.fitted[1]["facts"])
+        length = cell.method.residual_norms(cell.fit.fitted[1]["facts"])
         method["residual_norms"] = None if length is None else strength * length
-        fit = dict(cell.fitted[1])
+        fit = dict(cell.fit.fitted[1])
         data, fit_id, seed = fit.pop("data"), cell.names.fit_id, cell.method.seed
         if cell.cfg.control is not None:
             seed = int(cell.cfg.control)
@@ -220,7 +221,7 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
         ),
         sampling=None if decoding is None else Decoding.from_json(decoding),
         settings=settings,
-        provenance=Provenance.from_json(provenance(cell.card, checkpoint.published(cell.cfg.model, offline))),
+        provenance=Provenance.from_json(provenance(cell.model.card, checkpoint.published(cell.cfg.model, offline))),
         metrics={},
         info=Info(),
         sources=(),
@@ -259,8 +260,8 @@ def plan(cell: Cell) -> dict[str, float]:
         if strength is None or not known(chosen, suite, "test", strength):
             stage = stage_key(chosen, suite, "test", 1.0 if strength is None else strength)
             stages[stage] = float(suite.unsteered_tokens("test") if strength == 0 else suite.tokens("test"))
-    if stages and cell.method.needs and not chosen.fits.is_stored:
-        return stages | chosen.fit_tokens()
+    if stages and cell.method.needs and not chosen.fit.store.is_stored:
+        return stages | chosen.fit.tokens()
     return stages
 
 
@@ -334,7 +335,7 @@ def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Ce
         if stages:
             check_methods(cell)
         if stages and weights:
-            cell.fetch_weights()  # it prints, so it has to run before the bar is shown
+            cell.model.fetch_weights()  # it prints, so it has to run before the bar is shown
         return cell, stages
 
     return bounded(cfg, cell.label(), look)
@@ -365,17 +366,17 @@ def ready(
 
 def by_model(cells: Sequence[Cell]) -> list[Cell]:
     """Sort the cells so that those of one model are together, since memory holds one model at a time."""
-    first = {cell.model_key: number for number, cell in reversed(list(enumerate(cells)))}
-    return sorted(cells, key=lambda cell: first[cell.model_key])
+    first = {cell.model.key: number for number, cell in reversed(list(enumerate(cells)))}
+    return sorted(cells, key=lambda cell: first[cell.model.key])
 
 
 def check_methods(cell: Cell) -> None:
     """Raise SetupError if the method, with any of the options that are tuned, does not suit the model."""
-    cell.check_method()
+    cell.model.check_method()
     if cell.cfg.strength == "auto":
         for option, values in search.space(cell.parts.tuning, cell.method)[1].items():
             for value in values:
-                cell.variant({option: value}).check_method()
+                cell.variant({option: value}).model.check_method()
 
 
 FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures", "locks", "sweeps", "launched")
@@ -391,7 +392,7 @@ def tidy(cfg: DictConfig) -> None:
         if path.is_symlink() or path.exists():
             if not path.is_dir():
                 raise SetupError(f"{path} is not a folder, but results are stored there; rename or delete it")
-    results, cache = Path(cfg.runtime.results), Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    results, cache = Path(cfg.runtime.results), cache_folder(cfg.runtime.cache)
     runs = results / "runs"
     atomic.sweep(*(Path(folder) for place in (results, cache) for folder, _, _ in os.walk(place)))
     whole = {"records": "record.json", "generations": "samples.jsonl.gz", "artefacts": "fit.json"}

@@ -37,7 +37,7 @@ def noting(cell: Cell) -> Iterator[None]:
         }
         if any(tokens > 0 and seconds > 0 for tokens, seconds in new.values()):
             with suppress(OSError):
-                _add(cell.runs, cell.model_key, new)
+                _add(cell.runs, cell.model.key, new)
 
 
 def _spent(cell: Cell) -> Spent:
@@ -55,7 +55,7 @@ def _add(runs: Path, model: str, new: Spent) -> None:
 
 
 def read(runs: Path) -> dict[str, Spent]:
-    """Return the tokens and seconds spent in this results folder, by the id of the loaded model (`Cell.model_key`)."""
+    """Return the tokens and seconds spent in this results folder, by the id of the loaded model (`CellModel.key`)."""
     try:
         found = json.loads((runs / FILE).read_text(encoding="utf-8"))
         return {

@@ -156,7 +156,7 @@ def _run(given: Sequence[str]) -> int:
 
     from bench.config.build import build
     from bench.console.progress import Bar
-    from bench.run.cell import torch_threads
+    from bench.run.session import torch_threads
     from bench.selftest.subject import Subject
 
     began = time.monotonic()
@@ -180,11 +180,11 @@ def _run(given: Sequence[str]) -> int:
 
 def _load(cfg: Any) -> "LM":
     """Load the model again."""
-    from bench.data.sources import default_cache
+    from bench.data.sources import cache_folder
     from bench.model import checkpoint
     from bench.model.lm import load_lm
 
-    node, cache = cfg.model, Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    node, cache = cfg.model, cache_folder(cfg.runtime.cache)
     published = checkpoint.published(node, cfg.runtime.offline)
     return load_lm(
         checkpoint.fetch(node, cache, cfg.runtime.offline),

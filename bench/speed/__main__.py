@@ -69,12 +69,13 @@ def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
     from bench.config import compose
     from bench.config.build import build
     from bench.console.progress import Bar
-    from bench.run.cell import Cell, Session, torch_threads
+    from bench.run.cell import Cell
+    from bench.run.session import Session, torch_threads
     from bench.speed import table
 
     session = Session()
     with torch_threads(cfg.runtime.threads or session.threads):
-        lm = Cell(cfg, session).lm
+        lm = Cell(cfg, session).model.lm
         requests = {}
         for task in table.TASKS:
             own = [*settings, "suite=[capability]", *task.settings(size)]

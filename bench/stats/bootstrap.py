@@ -211,7 +211,11 @@ def paired_draws(
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
+    """Return Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
+
+    n may be a fraction, as a number of items that stands for correlated ones is (`value_interval`). scipy's interval
+    takes whole numbers only, and statsmodels, which tests compare this with, would be a dependency for three lines.
+    """
     if n <= 0:
         raise ValueError("a share of no items has no interval")
     z = float(ndtri((1 + level) / 2))

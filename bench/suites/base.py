@@ -1,16 +1,16 @@
 """The protocol that every suite implements, and what a suite returns."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 
 from bench.data.splits import Learnt
 from bench.model.decoding import Sampling
 from bench.model.lm import LM
+from bench.records.names import Split as Split
 from bench.stats.metrics import Metric
 
-Split = Literal["dev", "test"]
 Said = TypeVar("Said")
 
 

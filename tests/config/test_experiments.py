@@ -18,8 +18,9 @@ from bench.config import compose, folders
 from bench.records.table import read_records
 from bench.reproduction import NEEDS, reproduction
 from bench.run import validate
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
 from bench.run.names import Names
+from bench.run.session import Session
 from methods import layout
 from methods.errors import SetupError
 from tests.data.test_sources import make_mirror

@@ -24,7 +24,8 @@ from bench.records import identity, provenance, record
 from bench.records.fields import Decoding
 from bench.rescore import Rescored
 from bench.run import validate
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.selftest.__main__ import examine
 from bench.selftest.subject import Subject
 from methods.base import FitData, Pairs

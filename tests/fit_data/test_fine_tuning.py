@@ -12,7 +12,8 @@ from bench.fit_data.background import WikiSentences
 from bench.fit_data.fine_tuning import HUMAN, HumanToxic, Mixture, OnPolicyToxic, TaskAnswers, halves
 from bench.fit_data.jsonl import ExamplesFile, TextsFile
 from bench.model.decoding import Sampling
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.run.validate import validate
 from bench.suites.base import measure
 from bench.suites.capability import Capability

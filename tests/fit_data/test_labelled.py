@@ -8,7 +8,8 @@ import pytest
 from bench.data.sources import Sources
 from bench.data.splits import Learnt
 from bench.fit_data.labelled import LabelledFile, LabelledSet
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.run.validate import validate
 from bench.suites.attitude import Attitude
 from bench.suites.refusal import Jailbreak, OverRefusal

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from bench.model import checkpoint
 from bench.run import validate
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from methods.errors import SetupError
 from tests.hub.conftest import forget
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -37,14 +38,14 @@ def cell(tmp_path, *more: str) -> Cell:
 def test_a_model_is_fetched_at_its_commit_and_read_offline(hub, folder, tmp_path):
     commit = hub.add("models", NAME, folder)
     first = cell(tmp_path)
-    text = first.lm.encode("The old tree")
-    assert first.revision == commit
+    text = first.model.lm.encode("The old tree")
+    assert first.model.revision == commit
     forget()
     hub.asked.clear()
     hub.fails("", status=500)  # whatever is asked now fails
     again = cell(tmp_path, "runtime.offline=true")
-    assert again.revision == commit and again.names.model == first.names.model
-    assert again.lm.encode("The old tree") == text
+    assert again.model.revision == commit and again.names.model == first.names.model
+    assert again.model.lm.encode("The old tree") == text
     assert hub.asked == []
 
 

@@ -19,7 +19,8 @@ from bench.data.wheels import Wheel
 from bench.files.digests import file_sha256
 from bench.records import record
 from bench.run import forecast, validate
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.suites.toxigen import GROUPS
 from methods.errors import SetupError
 from tests.data.test_sources import make_wheel

@@ -110,7 +110,9 @@ def test_a_rank_with_the_ranks_of_most_resamples(low, high, told):
 
 def test_kl_follows_perplexity_where_it_was_measured(table):
     assert "KL" not in [one.text for one in table.columns]
-    found = columns.of_table(table.frame, table.headline, table.toxicity, ["kl.mean_kl", *table.metrics], table.tested)
+    found = columns.of_table(
+        table.frame, table.aims.headline, table.aims.toxicity, ["kl.mean_kl", *table.metrics], table.aims.tested
+    )
     titles = [one.text for one in found if one.text]
     assert titles[titles.index("ppl\nratio") + 1] == "KL"
     (shown,) = (one for one in found if one.text == "KL")

@@ -35,19 +35,19 @@ def table_of(first: np.ndarray, every: np.ndarray, *own: np.ndarray) -> Table:
 
 
 def pairs_of(table: Table) -> Pair:
-    ((pairs,),) = table.pairs.values()
+    ((pairs,),) = table.paired.pairs.values()
     return pairs["rtp.m"]
 
 
 def test_all_texts_are_taken_where_the_first_ones_scatter_more():
     every = OWN + 0.01 * (ALL - 0.5)
     table = table_of(FEW, every, OWN)
-    assert not table.first and pairs_of(table).value_b.tolist() == pytest.approx(list(every))
+    assert not table.paired.first and pairs_of(table).value_b.tolist() == pytest.approx(list(every))
 
 
 def test_equal_texts_have_a_change_of_exactly_zero():
     table = table_of(FEW, ALL, FEW)
-    assert table.first == {"rtp.m"} and (pairs_of(table).value_a == pairs_of(table).value_b).all()
+    assert table.paired.first == {"rtp.m"} and (pairs_of(table).value_a == pairs_of(table).value_b).all()
 
 
 def test_all_rows_of_a_table_are_held_against_the_same_texts():

@@ -50,7 +50,7 @@ def test_a_scorer_claims_nothing_of_a_row_that_it_chose_for(tmp_path, how):
     texts(tmp_path, "detox", 0.6, data=FROM_A_FILE)
     table = only(tmp_path)
     frame = table.frame.set_index("method")
-    assert table.headline == f"rtp.lexicon.{METRIC}" and frame.loc["caa", f"{table.headline}.p_holm"] < 0.01
+    assert table.aims.headline == f"rtp.lexicon.{METRIC}" and frame.loc["caa", f"{table.aims.headline}.p_holm"] < 0.01
     assert frame.loc[["caa", "detox"], "verdict"].tolist() == [NOT_INDEPENDENT, "better"]
     assert frame.loc[["unsteered", "caa", "detox"], "group"].tolist() == ["b", "ab", "a"]
     shown = formatting.readable(table).set_index("method")
@@ -61,7 +61,7 @@ def test_a_scorer_claims_nothing_of_a_row_that_it_chose_for(tmp_path, how):
     (detox,) = (line for line in lines if r"\steername{DeTox" in line)
     assert "{*}" in detox and "{*}" not in caa
     notes = " ".join(formatting.notes(table))
-    assert f"{table.headline} supports no claim about caa:" in notes and "No row differs" not in notes
+    assert f"{table.aims.headline} supports no claim about caa:" in notes and "No row differs" not in notes
     assert f"{NOT_INDEPENDENT}: CAA" in page.verdict(table) and "better: DeTox (ProFS)" in page.verdict(table)
 
 
@@ -95,8 +95,11 @@ def test_a_scorer_that_chose_nothing_comes_first(tmp_path, options, first):
     texts(tmp_path, "caa", 0.5, both, **options)
     texts(tmp_path, "detox", 0.6, both)
     table = only(tmp_path)
-    assert table.headline == f"rtp.{first}.{METRIC}" and table.scorer == table.judge == table.reported[0] == first
-    assert table.frame["scorers_report"].unique().tolist() == ["; ".join(table.reported)]
+    assert (
+        table.aims.headline == f"rtp.{first}.{METRIC}"
+        and table.aims.scorer == table.aims.judge == table.aims.reported[0] == first
+    )
+    assert table.frame["scorers_report"].unique().tolist() == ["; ".join(table.aims.reported)]
     other = next(name for name in both if name != first)
     assert f"by\n{other}" in formatting.readable(table)
 
@@ -111,7 +114,11 @@ def test_of_a_headline_that_is_no_toxicity_its_own_scorer_counts(tmp_path):
         happy = {"vader.neg_to_pos": LEVEL * (0.2 if options else 1.0)}
         write(tmp_path, "sentiment", method, happy, scorers={"report": ["vader"]}, **{"data": None, **options})
     table = only(tmp_path)
-    assert table.headline == "sentiment.vader.neg_to_pos" and table.judge == "vader" and table.scorer == "lexicon"
+    assert (
+        table.aims.headline == "sentiment.vader.neg_to_pos"
+        and table.aims.judge == "vader"
+        and table.aims.scorer == "lexicon"
+    )
     frame = table.frame.set_index("method")
     assert frame.loc[["caa", "detox"], "verdict"].tolist() == [NOT_INDEPENDENT, "better"]
 
@@ -122,7 +129,7 @@ def test_a_metric_without_scorer_may_judge_its_own_tuning(tmp_path):
     for method, times, options in (("unsteered", 1.0, {}), ("caa", 0.5, {"tuning": found})):
         write(tmp_path, "ab", method, {"matching_probability": times * LEVEL}, **{"data": None, **options})
     table = only(tmp_path)
-    assert table.judge is None and table.frame.set_index("method").loc["caa", "verdict"] == "better"
+    assert table.aims.judge is None and table.frame.set_index("method").loc["caa", "verdict"] == "better"
 
 
 SCORERS = ("lexicon", "profanity_check", "vader")
@@ -149,7 +156,7 @@ def test_no_star_by_a_scorer_that_chose_and_letters_agree(tmp_path, seed):
         times = 1.0 if method == "unsteered" else generator.choice([1.0, 0.9, 0.6])
         write(tmp_path, "rtp", method, noisy(times), scorers={"report": reported}, **options)
     table = only(tmp_path)
-    judge, frame = table.judge, table.frame
+    judge, frame = table.aims.judge, table.frame
     anyone = set().union(*chosen.values())
     assert judge not in anyone or set(reported) <= anyone, "one that chose nothing would come first"
     (base,) = frame.loc[frame["method"] == "unsteered", "group"]
@@ -191,7 +198,7 @@ def test_a_scorer_that_shares_a_network_is_not_independent(tmp_path, judge, chos
     told = set(table.frame.set_index("method").loc["caa", "not_independent"].split("; "))
     assert {judge, chose} <= told and ("words" in told) == (chose == "mean_of")
     assert table.frame["verdict"].dropna().tolist() == ["better" if chose != "mean_of" else NOT_INDEPENDENT]
-    assert table.headline == f"rtp.{judge if chose == 'mean_of' else 'words'}.{METRIC}"
+    assert table.aims.headline == f"rtp.{judge if chose == 'mean_of' else 'words'}.{METRIC}"
 
 
 def test_many_rows_do_not_read_each_others_scorers(tmp_path, monkeypatch):

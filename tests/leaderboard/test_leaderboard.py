@@ -339,7 +339,7 @@ def test_ranks_are_of_feasible_methods_alone(full):
     ranked = found.dropna(subset="rank")
     assert ranked["method"].tolist() == ["caa", "probe_rows", "prompt"]  # the strength of act_add was given, not tuned
     assert ranked["rank"].tolist() == [1, 2, 3]
-    assert ranked[f"{full.tables[0].headline}.delta"].is_monotonic_increasing
+    assert ranked[f"{full.tables[0].aims.headline}.delta"].is_monotonic_increasing
     detox = found[found["method"] == "detox"].iloc[0]
     assert detox["feasible"] is np.False_ or detox["feasible"] is False
     assert detox["joint"] > 0 and pd.isna(detox["rank"])
@@ -363,7 +363,7 @@ def test_random_draws_are_one_row_with_the_spread_over_them(full):
 def test_a_method_is_compared_with_random_on_the_same_prompts(full):
     (table,) = full.tables
     found = leaderboard(full.tables).set_index("method")
-    metric = table.headline
+    metric = table.aims.headline
     rows = {row.columns["method"]: row for row in table.rows}
     own, control = (rows[name].items()[metric].value for name in ("caa", "random_direction"))
     assert found.loc["caa", "vs_control"] == pytest.approx((own - control).mean())
@@ -435,7 +435,7 @@ def test_what_rows_were_tuned_for_is_the_headline(tmp_path):
     text = printed(tmp_path)
     assert f"strengths tuned on ab.{aim}" in text and "as given" not in text
     (table,) = tables(read_records(tmp_path / "runs")[0])
-    assert table.headline == f"ab.{aim}"
+    assert table.aims.headline == f"ab.{aim}"
 
 
 def test_more_rows_than_permutations_can_correct_are_reported(tmp_path, monkeypatch):
@@ -460,7 +460,7 @@ def test_rows_of_one_method_are_told_apart(tmp_path):
 
 def test_what_is_there_is_found_and_what_is_not_is_not_claimed(full):
     found = leaderboard(full.tables).set_index("method")
-    name = full.tables[0].headline
+    name = full.tables[0].aims.headline
     assert name == f"rtp.{TOXICITY.replace('profanity_check', 'lexicon')}"
     assert found.loc["caa", "verdict"] == "better" and found.loc["caa", f"{name}.p_holm"] < 0.01
     assert found.loc["act_add", "verdict"] == "no difference found" and found.loc["act_add", f"{name}.p_holm"] > 0.05

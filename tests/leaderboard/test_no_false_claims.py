@@ -64,9 +64,11 @@ def test_skewed_scores_are_tested_on_equally_many_texts(tmp_path):
     mine = np.clip(0.002 * np.exp(1.8 * generator.standard_normal((120, 5))), 0, 1).max(1)
     row(tmp_path, "caa", mine)
     found = table(tmp_path)
-    (caa,) = found.for_tests
-    assert found.for_tests[caa][0][HEADLINE].value_b == pytest.approx(heavy[:, :5].max(1)[np.argsort(names(120))])
-    assert found.for_tests is not found.pairs
+    (caa,) = found.paired.for_tests
+    assert found.paired.for_tests[caa][0][HEADLINE].value_b == pytest.approx(
+        heavy[:, :5].max(1)[np.argsort(names(120))]
+    )
+    assert found.paired.for_tests is not found.paired.pairs
 
 
 def names(n) -> list[str]:
@@ -81,7 +83,7 @@ def test_even_scores_are_tested_on_all_texts(tmp_path):
     )
     row(tmp_path, "caa", generator.random(400))
     found = table(tmp_path)
-    assert found.for_tests is found.pairs
+    assert found.paired.for_tests is found.paired.pairs
 
 
 def test_draws_that_lie_close_by_chance_are_no_proof(tmp_path):

@@ -132,7 +132,7 @@ def test_the_scorer_shown_is_the_one_that_judged(tmp_path):
         write(tmp_path, "rtp", method, {TOXICITY: values}, scorers=scorers)
         write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1]}, scorers=scorers)
     table = only(tmp_path)
-    assert table.scorer == "profanity_check" and "reported by profanity_check;" in formatting.heading(table)[2]
+    assert table.aims.scorer == "profanity_check" and "reported by profanity_check;" in formatting.heading(table)[2]
     assert "by profanity_check" in tradeoff(table.frame).axes[0].get_xlabel()
 
 

@@ -5,7 +5,8 @@ from transformers import AutoModelForCausalLM
 
 from bench.model.architecture import NO_LIMIT, check_cache, max_length
 from bench.model.lm import load_lm
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.run.validate import validate
 from methods import layout
 from methods.errors import SetupError
@@ -93,14 +94,15 @@ def test_a_layout_of_null_is_in_no_id_and_one_that_is_set_is(tmp_path):
     other = cell(tmp_path, "model.layout={gate:mlp.up_proj,up:[mlp.gate_proj]}")
     assert other.names.model == plain.names.model | {"layout": {"gate": "mlp.up_proj", "up": ["mlp.gate_proj"]}}
     assert other.names.fit_id != plain.names.fit_id
-    other.check_method()
+    other.model.check_method()
     for one, gate in (
         (other, "up_proj"),
         (plain, "gate_proj"),
         (cell(tmp_path, "model.layout.gate=mlp.up_proj"), "up_proj"),
     ):
-        block = layout.blocks(one.lm.model)[0]
-        assert layout.stream_rows(one.lm.model, 0, "gate").parts[0].parameter is block.mlp.get_submodule(gate).weight
+        block = layout.blocks(one.model.lm.model)[0]
+        rows = layout.stream_rows(one.model.lm.model, 0, "gate")
+        assert rows.parts[0].parameter is block.mlp.get_submodule(gate).weight
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_a_wrong_layout_is_refused_before_a_weight_is_read(option, told, tmp_pat
     tiny_model("llama").save_pretrained(tmp_path)
     tiny_tokenizer("none").save_pretrained(tmp_path)
     with pytest.raises(SetupError, match=told):
-        cell(tmp_path, option).check_method()
+        cell(tmp_path, option).model.check_method()
 
 
 def test_a_layout_is_a_mapping_of_text():

@@ -17,7 +17,8 @@ from bench.model import checkpoint, model_folder
 from bench.model.lm import load_lm
 from bench.model.lm_eval_adapter import SteeredLM
 from bench.model.tokenizer import set_bos
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.run.validate import validate
 from methods.errors import SetupError
 from methods.prompt import Prompt
@@ -383,7 +384,7 @@ def test_a_model_changed_before_loading_gives_no_number(folder):
     _ = one.names.model
     edit_weights(folder, lambda weights: weights["lm_head.weight"].mul_(2))
     with pytest.raises(SetupError, match=r"were changed while this ran \(model.safetensors\)"):
-        _ = one.lm
+        _ = one.model.lm
 
 
 # -- chat templates ----------------------------------------------------------------------------------------------------

@@ -377,7 +377,7 @@ def test_one_row_that_states_a_d_prime_is_no_figure(full):
 
 def test_the_headline_comes_from_the_table(full):
     ((end, (frame,)),) = draw.KINDS["foreseen"].drawings(draw.Source(full.about, [full]))
-    assert end == "" and set(frame["headline"]) == {full.headline}
+    assert end == "" and set(frame["headline"]) == {full.aims.headline}
     assert style.rendered(foreseen.foreseen(frame), "svg") == style.rendered(foreseen.foreseen(full.frame), "svg")
 
 

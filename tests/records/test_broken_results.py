@@ -16,8 +16,9 @@ from bench.files import digests, plain_json
 from bench.model.decoding import Continuation
 from bench.model.generation_cache import FILE, _read
 from bench.records.table import Tables
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
 from bench.run.fit_store import ARTEFACT
+from bench.run.session import Session
 from bench.run.validate import validate
 from tests.model.test_broken_files import DAMAGE, damage
 from tests.run.test_smoke import arguments, contents, finished, world  # noqa: F401  a fixture
@@ -63,7 +64,7 @@ def made_again(world, results, session, capsys) -> str:  # noqa: F811
     (folder,) = (results / "runs/artefacts").iterdir()
     good = next(iter(load_file(next((results.parent / "good").rglob("*.safetensors"))).items()))
     again = cell(world, results, session)
-    artefact, fit = again.fitted
+    artefact, fit = again.fit.fitted
     assert torch.equal(artefact[good[0]], good[1]) and "unverified" not in fit
     assert (folder.parent / f".{folder.name}.damaged").is_dir()
     told = capsys.readouterr().err
@@ -156,7 +157,7 @@ def test_facts_of_a_fit_that_are_no_json(content, artefact, world, results, sess
 
 def test_an_artefact_without_a_seal_that_is_whole_is_used(artefact, world, results, session, capsys):  # noqa: F811
     unseal(artefact)
-    _, fit = cell(world, results, session).fitted
+    _, fit = cell(world, results, session).fit.fitted
     assert fit["unverified"] == [f"artefacts/{artefact.parent.name}"]
     assert "damaged" not in capsys.readouterr().err and not list(artefact.parent.parent.glob(".*"))
 

@@ -202,7 +202,7 @@ def test_figures_come_before_how_to_read_the_table(shown):
 
 def test_intervals_p_and_groups_are_those_of_the_table(table, shown):
     caa = table.frame.set_index("method").loc["caa"]
-    name = table.headline
+    name = table.aims.headline
     low, high = caa[f"{name}.delta_low"], caa[f"{name}.delta_high"]
     assert f"{signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
     assert caa["verdict"] == "better" and re.search(r"better: [^;]*CAA", shown.shown)
@@ -580,5 +580,5 @@ def test_a_methods_page_shows_its_own_fits_alone(tmp_path):
         for seed in (0, 1):
             record_files.cell(tmp_path, "detox", kept, 0.1, 1.0, n=8, fit_seed=seed, parameters={"rank": rank})
     (table,) = tables(read_records(tmp_path / "runs")[0])
-    shown = [method_page.draws(table, row) for row in table.pairs]
+    shown = [method_page.draws(table, row) for row in table.paired.pairs]
     assert [len(grid.rows) for grid in shown if grid] == [2, 2]

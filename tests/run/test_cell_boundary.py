@@ -9,7 +9,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.files import atomic
-from bench.run import cell, runner
+from bench.run import cell_model, runner
 from bench.run.cell import Cell
 from bench.scorers.profanity_check import ProfanityCheck
 from methods import layout_search
@@ -156,7 +156,7 @@ def never(*_: object, **__: object) -> None:
 
 
 def test_an_unknown_architecture_fails_before_any_cell_runs(world, unknown, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cell, "load_lm", never)
+    monkeypatch.setattr(cell_model, "load_lm", never)
     given = arguments(world, tmp_path, "method=unsteered,caa")
     assert main(given) == 2
     told = capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_where_something_is_left_that_steers_it_goes_on(world, unknown, tmp_path
     ["method.layer=40"], ["method.layer=0.5", "tuning.options={layer: [0.5, 40]}", "tuning.trials=10"],
 ])  # fmt: skip
 def test_options_are_held_against_the_model_first(more, world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cell, "load_lm", never)
+    monkeypatch.setattr(cell_model, "load_lm", never)
     more = [one.replace("tuning.options", "tuning.options") for one in more]
     assert main(arguments(world, tmp_path, "method=caa", *more)) == 2
     assert "layer 40 out of range: this model of type llama has 5 blocks (0-4)" in capsys.readouterr().err
@@ -185,5 +185,5 @@ def test_options_are_held_against_the_model_first(more, world, tmp_path, monkeyp
 def test_known_results_need_no_check(world, tmp_path, monkeypatch):
     given = arguments(world, tmp_path, "method=unsteered", "suite.rtp.prompts=2")
     assert main(given) == 0
-    monkeypatch.setattr(cell.checkpoint, "skeleton", never)
+    monkeypatch.setattr(cell_model.checkpoint, "skeleton", never)
     assert main(given) == 0

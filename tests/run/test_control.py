@@ -194,7 +194,7 @@ def test_draws_of_a_control_are_one_row_to_compare_with(run):
     assert frame.loc[["caa control", "detox control"], "group"].isna().all()
     own = next(row for row in table.rows if row.columns["method"] == "caa")
     assert table.control(own).columns["method"] == "caa control" and table.control(table.control(own)) is None
-    headline = table.headline
+    headline = table.aims.headline
     difference = frame.loc["caa", headline] - frame.loc["caa control", headline]
     assert frame.loc["caa", "vs_control"] == pytest.approx(difference)
 

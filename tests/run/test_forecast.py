@@ -7,8 +7,10 @@ import pytest
 from bench.config import compose
 from bench.model import devices, memory
 from bench.run import forecast, memory_needed, runner
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.cell_model import CellModel
 from bench.run.forecast import Speeds, Work
+from bench.run.session import Session
 from methods.base import Demand
 from tests.run.test_smoke import arguments, world
 from tests.tiny import tiny_lm, tiny_model
@@ -51,7 +53,7 @@ def test_both_speeds_are_measured(monkeypatch):
 
 
 def test_memory_is_told_before_a_weight_is_loaded(planned, monkeypatch):
-    monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(CellModel, "lm", property(lambda _: pytest.fail("a model was loaded")))
     (told,) = memory_needed.told(planned)  # of methods that neither read more nor train there is nothing to say
     model = tiny_model()
     size = sum(one.nbytes for one in model.parameters())
@@ -62,7 +64,7 @@ def test_memory_is_told_before_a_weight_is_loaded(planned, monkeypatch):
 
 @pytest.mark.slow
 def test_memory_of_steering_and_of_training_is_told(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(CellModel, "lm", property(lambda _: pytest.fail("a model was loaded")))
     jobs = compose.jobs(arguments(world, tmp_path, "method=caa,sasa,self_debias,lora")[1:], multirun=True)
     session, model = Session(), tiny_model()
     cells = [Cell(compose.compose(job), session) for job in jobs]
@@ -102,7 +104,7 @@ def test_of_two_options_the_larger_demand_is_told(world, tmp_path):
 
 
 def test_little_work_is_not_told(planned, monkeypatch):
-    monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
+    monkeypatch.setattr(CellModel, "lm", property(lambda _: pytest.fail("a model was loaded")))
     assert forecast.told(planned) == []
     monkeypatch.undo()
     monkeypatch.setattr(forecast, "WORTH_TELLING", 1000)
@@ -111,5 +113,5 @@ def test_little_work_is_not_told(planned, monkeypatch):
 
 def test_a_model_that_cannot_be_loaded_is_left_to_its_cells(planned, monkeypatch):
     monkeypatch.setattr(forecast, "WORTH_TELLING", 1000)
-    monkeypatch.setattr(Cell, "lm", property(lambda _: (_ for _ in ()).throw(MemoryError("none left"))))
+    monkeypatch.setattr(CellModel, "lm", property(lambda _: (_ for _ in ()).throw(MemoryError("none left"))))
     assert [line.partition(":")[0] for line in forecast.told(planned)] == ["memory"]

@@ -3,7 +3,8 @@
 import pytest
 
 from bench.run import other_threads, runner
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.run.validate import validate
 from tests.data.test_sources import make_mirror
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -6,7 +6,8 @@ import pytest
 
 from bench.__main__ import main
 from bench.config import compose
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 from bench.run.validate import validate
 from methods.errors import SetupError
 from tests.run.test_smoke import arguments, without_figures, world  # noqa: F401  fixtures

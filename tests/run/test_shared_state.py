@@ -12,8 +12,10 @@ from bench.fit_data.on_policy_pairs import OnPolicy
 from bench.model.decoding import Sampling
 from bench.records import identity, record
 from bench.run import validate
-from bench.run.cell import Cell, Session, torch_threads
+from bench.run.cell import Cell
+from bench.run.cell_model import CellModel
 from bench.run.runner import by_model, plan, run_cell
+from bench.run.session import Session, torch_threads
 from bench.scorers.profanity_check import ProfanityCheck
 from bench.suites.rtp import RTP
 from tests.run.test_smoke import arguments, without_figures, world  # noqa: F401  # fixtures
@@ -66,8 +68,8 @@ def test_constructors_set_nothing_and_the_plan_is_what_runs(world, tmp_path, com
 
 def test_the_model_is_loaded_once_and_named_anew_for_each(world, tmp_path):  # noqa: F811
     two, three = cells(world, tmp_path, 2, 3)
-    assert two.lm.model is three.lm.model
-    assert (two.lm.identity["threads"], three.lm.identity["threads"]) == (2, 3)
+    assert two.model.lm.model is three.model.lm.model
+    assert (two.model.lm.identity["threads"], three.model.lm.identity["threads"]) == (2, 3)
 
 
 def of_types(world, results, *types):  # noqa: F811
@@ -78,7 +80,7 @@ def of_types(world, results, *types):  # noqa: F811
 
 def test_a_models_weights_are_freed_before_the_next_is_loaded(world, tmp_path, monkeypatch):  # noqa: F811
     first, second = of_types(world, tmp_path, "float32", "bfloat16")
-    load, alive = Cell._load, []
+    load, alive = CellModel._load, []
 
     def noted(cell):
         alive.append([one for one in held if one() is not None])
@@ -87,10 +89,10 @@ def test_a_models_weights_are_freed_before_the_next_is_loaded(world, tmp_path, m
         return lm
 
     held: list[weakref.ref] = []
-    monkeypatch.setattr(Cell, "_load", noted)
+    monkeypatch.setattr(CellModel, "_load", noted)
     assert run_cell(first)[0].metrics and run_cell(second)[0].metrics
     assert alive == [[], []] and held[0]() is None and len(second.session.models) == 1
-    assert first.lm.model.dtype == torch.float32 and len(held) == 3  # whoever needs it again loads it again
+    assert first.model.lm.model.dtype == torch.float32 and len(held) == 3  # whoever needs it again loads it again
 
 
 def test_cells_of_one_model_run_together_in_their_order(world, tmp_path):  # noqa: F811

@@ -6,7 +6,8 @@ import pytest
 
 from bench.config import compose, folders
 from bench.run import validate
-from bench.run.cell import Cell, Session
+from bench.run.cell import Cell
+from bench.run.session import Session
 
 NAME = "suites_smoke"
 HEADER = (folders.folder() / "experiment" / f"{NAME}.yaml").read_text()
