@@ -78,7 +78,7 @@ class Sweep:
 
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
-        from bench.config import command_line, compose, hydra_launcher, item_limit, launch_arguments
+        from bench.config import command_line, compose, hydra_launcher, item_limit, launch_arguments, no_effect
         from bench.hub import network
         from bench.run import finished, validate
 
@@ -101,8 +101,9 @@ class Sweep:
             print(text, end="")
             return 0
         self.results = Path(configs[0].runtime.results)
-        if line := item_limit.told(configs):
-            console.print(terminal(line))
+        for line in [item_limit.told(configs), *no_effect.told(overrides, configs)]:
+            if line is not None:
+                console.print(terminal(line))
         if all(cfg.runtime.offline for cfg in configs):
             network.forbid()
         alone = [command_line.alone(command.called("run"), job) for job in jobs]
