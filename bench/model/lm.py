@@ -301,35 +301,21 @@ def load_lm(
         >>> lm.max_length
         256
     """
-    from transformers import AutoModelForCausalLM
-
     devices.check(device)
     devices.check_max_memory(max_memory, device)
     tokenizer = load_tokenizer(path, revision, offline=offline)
     with reading(lambda error: cannot_load(path, error)):
         check_kind(path, check_config(path, revision=revision, local_files_only=offline))
     spread, folder = _spread(max_memory, offload) if device == devices.AUTO else ({}, None)
-    with reading(lambda error: cannot_load(path, error), Exception):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the error can name them
-            trust_remote_code=False,
-            **spread,
-            local_files_only=offline,
-        )
-    model, loading = loaded
+    model, unexpected = _weights(path, revision=revision, dtype=dtype, local_files_only=offline, **spread)
     if folder is not None:
         weakref.finalize(model, folder.cleanup)
-    unexpected = check_weights(path, loading)
     admit(model, parts)
     check_vocabulary(path, model.get_input_embeddings().weight.shape[0], tokenizer)
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
-    thinks, hashed = set_thinking(tokenizer, thinking, chat)
+    thinks, of_thinking = set_thinking(tokenizer, thinking, chat)
     if chat:
         check_template(tokenizer)
     if tokenizer.pad_token_id is None:
@@ -351,7 +337,7 @@ def load_lm(
             "threads": torch.get_num_threads() if own.type == "cpu" else None,
             "bos": resolved,
             "chat": chat,
-            **hashed,
+            **of_thinking,
             **({} if parts is None else {"layout": dict(parts)}),
         },
         sampling=sampling or Sampling(),
@@ -361,6 +347,23 @@ def load_lm(
     )
     _ = lm.stop_tokens  # raises if the config names something that is no token
     return lm
+
+
+def _weights(path: str, *, dtype: str, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """Load a model from its files; returns it with the names of the weights in the files that it lacks."""
+    from transformers import AutoModelForCausalLM
+
+    with reading(lambda error: cannot_load(path, error), Exception):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the error can name them
+            trust_remote_code=False,
+            **options,
+        )
+    model, loading = loaded
+    return model, check_weights(path, loading)
 
 
 def _spread(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import Prompt
-from bench.model.decoding import Sampling, thinking_facts
+from bench.model.decoding import Continuation, Sampling, thinking_facts
 from bench.model.generation_cache import generate
 from bench.model.lm import LM, Generated
 from bench.records.identity import named
@@ -214,27 +214,9 @@ class Judged(Continued):
         unanswered = 0
         for block, generated in answers.said:
             rows = generated.read()
-            k = len(rows[0])
-            frame = pd.DataFrame(
-                {
-                    "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
-                    "group": np.repeat([prompt.group for prompt in block], k),
-                    "sample": np.tile(np.arange(k), len(block)),
-                    "empty": [float(not one.text.strip()) for row in rows for one in row],
-                }
-            )
-            asked = [prompt.text for prompt in block for _ in range(k)]
-            texts = [continuation.text for row in rows for continuation in row]
-            cut = [continuation.unanswered for row in rows for continuation in row]
-            for scorer in self.judges:
-                scored = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
-                frame[scorer.name] = np.where(cut, np.nan, scored)
-                if isinstance(scorer, Labelled):
-                    for label, scored in _by_label(scorer, texts).items():
-                        frame[f"{scorer.name}.{label}"] = np.where(cut, np.nan, scored)
-            frames.append(frame)
+            frames.append(self._judged(block, rows))
             thinking.update(thinking_facts(rows))
-            unanswered += sum(cut)
+            unanswered += sum(one.unanswered for row in rows for one in row)
         scores = pd.concat(frames, ignore_index=True)
         frames.clear()
         if unanswered == len(scores):
@@ -263,6 +245,28 @@ class Judged(Continued):
                 items.append(table)
         info = self.facts(split) | {"scorers": [scorer.name for scorer in self.judges]} | thinking
         return SuiteResult(found, pd.concat(items, ignore_index=True)[metrics.ITEM_COLUMNS], scores, info)
+
+    def _judged(self, block: Sequence[Prompt], rows: Sequence[Sequence[Continuation]]) -> pd.DataFrame:
+        """Return a row for each text of these prompts, with its scores; NaN for a text without an answer."""
+        k = len(rows[0])
+        frame = pd.DataFrame(
+            {
+                "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
+                "group": np.repeat([prompt.group for prompt in block], k),
+                "sample": np.tile(np.arange(k), len(block)),
+                "empty": [float(not one.text.strip()) for row in rows for one in row],
+            }
+        )
+        asked = [prompt.text for prompt in block for _ in range(k)]
+        texts = [continuation.text for row in rows for continuation in row]
+        cut = [continuation.unanswered for row in rows for continuation in row]
+        for scorer in self.judges:
+            scored = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
+            frame[scorer.name] = np.where(cut, np.nan, scored)
+            if isinstance(scorer, Labelled):
+                for label, of_label in _by_label(scorer, texts).items():
+                    frame[f"{scorer.name}.{label}"] = np.where(cut, np.nan, of_label)
+        return frame
 
 
 def _by_label(scorer: Labelled, texts: Sequence[str]) -> dict[str, np.ndarray]:
