@@ -23,6 +23,7 @@ from bench.config.build import class_of
 from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
+from bench.records.fields import Decoding, LearntFrom
 from bench.records.identity import canonical
 from bench.records.names import told_norm_over
 from bench.records.record import Record
@@ -156,12 +157,12 @@ def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Re
 def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
     """Return whether a record is of the test split and of the cell's model, and decoded as the cell asks."""
     asked = dict(cell["sampling"]) | (cell["suite"].get(one.suite, {}).get("decoding") or {})
-    decoded = one.sampling.to_json() if one.sampling else {}
+    decoded = one.sampling or Decoding()
     return (
         one.model.name == cell["model"]["name"]
         and one.split == "test"
-        and all(decoded[key] == asked[key] for key in DRAWN if decoded.get(key) is not None)
-        and all((decoded.get(key) or off) == asked.get(key, off) for key, off in PENALTIES.items())
+        and all(known == asked[key] for key in DRAWN if (known := getattr(decoded, key)) is not None)
+        and all((getattr(decoded, key) or off) == asked.get(key, off) for key, off in PENALTIES.items())
     )
 
 
@@ -171,15 +172,14 @@ def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
     A control never does. The options of the training data that the record names must be equal, too; the pairs
     themselves may differ.
     """
-    method, data = record.method, record.data.to_json() if record.data else {}
+    method, norm_over = record.method, told_norm_over(cell["pairs"].get("norm_over"))
     return (
         method.name == name
         and method.control is None
         and method.strength != 0
         and has_options(method.parameters, cell["method"])
         and cell["strength"] in ("auto", method.strength)
-        and data.pop("norm_over", None) == told_norm_over(cell["pairs"].get("norm_over"))
-        and all(data[key] == value for key, value in cell["pairs"].items() if key in data)
+        and (record.data or LearntFrom()).has_options(cell["pairs"], norm_over)
     )
 
 

@@ -131,7 +131,7 @@ def scorers_for(table: Table, called: Called = None) -> list[Use]:
         found.append(Use("given", [], "strengths as given", ""))
     for field in sorted({field for one in done.values() for field in one} - {"tune"}, reverse=True):
         chosen = [row for row in methods if field in done[row]]
-        learnt = [row for row in methods if row.data and field in row.data.stored]
+        learnt = [row for row in methods if row.data and row.data.names(field)]
         by = sorted({done[row][field] for row in chosen})
         what = field if field == "pairs" else f"{field} texts"
         told = f"{what} chosen by {' and '.join(by)}{given(table, learnt, chosen, called)}"

@@ -14,7 +14,6 @@ from bench.plots import style
 from bench.plots.panels import UNSTEERED, panels
 from bench.plots.style import NothingToDraw, Width
 from bench.plots.sweeps import MEASURES, Place, at, frame, named, parts, settings
-from bench.records.fields import LearntFrom
 
 OWN = ("examples.texts", "examples.sources")  # what differs along a curve, and between panels
 MADE_OF_OTHERS = "stack"  # the family of such methods
@@ -85,10 +84,7 @@ def has_data_of(row: Row, place: Place) -> bool:
     """Return whether a row learnt from the same data as the first part of a stack: its own data, or the shared data."""
     if row.data is None or place.row.data is None:
         return row.data is None
-    whole = place.row.data.to_json()
-    name = next(iter(parts(place.rest)))
-    own = {key.removeprefix(f"{name}."): about for key, about in whole.items() if key.startswith(f"{name}.")}
-    found = LearntFrom.from_json(whole | own.pop("pairs", {}) | own)
+    found = place.row.data.of_part(next(iter(parts(place.rest))))
     files = [{one.fingerprint for one in data.all_sources} for data in (row.data, found)]
     return row.data.named.items() <= found.named.items() and files[0] <= files[1]
 

@@ -217,6 +217,22 @@ class LearntFrom(Fields):
         """The measured numbers, except those of single kinds of texts."""
         return {key: one for key, one in self.stored.items() if isinstance(one, float)}
 
+    def names(self, field: str) -> bool:
+        """Return whether it names texts of this field of FitData."""
+        return field in self.stored
+
+    def of_part(self, part: str) -> "LearntFrom":
+        """Return the data that a part of a stack learnt from: its own where it has data of its own, else the shared."""
+        own = {key.removeprefix(f"{part}."): one for key, one in self.stored.items() if key.startswith(f"{part}.")}
+        pairs = own.pop("pairs", {})
+        return LearntFrom.from_json({**self.stored, **(pairs if isinstance(pairs, Mapping) else {}), **own})
+
+    def has_options(self, options: Mapping[str, Any], norm_over: str | None) -> bool:
+        """Return whether it has these options of pairs, as far as it names them, and this text about joint lengths."""
+        named = {key: value for key, value in self.stored.items() if key != "norm_over"}
+        same = all(named[key] == value for key, value in options.items() if key in named)
+        return same and self.stored.get("norm_over") == norm_over
+
     @property
     def scorers(self) -> dict[str, str]:
         """The scorers that chose the data: under `pairs`, or for other texts under a field of FitData, as `harmful`.
