@@ -66,6 +66,17 @@ class Ablation(Method):
     direction; this is not allowed with `affine`.
 
     Not implemented: choosing position and layer by refusal scores, one direction per layer, or a weight for each layer.
+
+    Example:
+        >>> from methods import Ablation, FitData
+        >>> from methods.intervention import record
+        >>> method = Ablation(layer=2, eraser="leace")
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1.0), record(model, [0, 2, 4]) as steered:
+        ...     _ = model(**inputs)
+        >>> writer, reader = artefact["directions"]
+        >>> [round(float((one @ reader).abs().max()), 4) for one in steered.values()]
+        [0.0, 0.0, 0.0]
     """
 
     name: ClassVar[str] = "ablation"

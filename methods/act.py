@@ -72,6 +72,16 @@ class AcT(Method):
     With support=infinite, a map at the output of a linear module with a bias is written into the module's weights, and
     a map of kind=mean at the output of a block adds a constant vector: both can be exported. All maps that are not
     written into weights are applied by hooks.
+
+    Example:
+        >>> from methods import AcT, FitData
+        >>> from methods.intervention import record
+        >>> method = AcT(kind="mean", where="block", support="infinite")
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 0.5), record(model, [0]) as steered:
+        ...     _ = model(**inputs)
+        >>> (steered[0] - stream[0]).allclose(0.5 * artefact["layers.0.shift"], atol=1e-5)
+        True
     """
 
     name: ClassVar[str] = "act"

@@ -44,6 +44,15 @@ class ActAdd(Method):
     activations of the longer one instead of differences, so they are as long as the residual stream itself.
     short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, like the authors'
     assertion; "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
+
+    Example:
+        >>> from methods import ActAdd, FitData, generating
+        >>> method = ActAdd(desired=" love", undesired=" hate", layer=1, pad=None)
+        >>> artefact = method.fit(model, tokenizer, FitData())
+        >>> with method.apply(model, artefact, 5), generating(model):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> artefact["layers.1.front"].shape, moved.tolist()  # both prompts begin with BOS
+        (torch.Size([4, 36]), [False, True, True, True, True, True])
     """
 
     name: ClassVar[str] = "act_add"

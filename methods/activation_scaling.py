@@ -51,6 +51,16 @@ class ActivationScaling(Method):
     If no norm follows the component's matrix, the matrix and its bias are scaled; if one follows, the norm's weight is
     scaled. So steering costs nothing and can be exported as a checkpoint. If neither is possible (a mixture of
     experts), a hook scales the output.
+
+    Example:
+        >>> from methods import ActivationScaling, FitData
+        >>> method = ActivationScaling(steps=5)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs, background=background))
+        >>> with method.apply(model, artefact, 0.5):
+        ...     name = "model.layers.3.self_attn.o_proj.weight"
+        ...     factor = model.get_parameter(name) / weights[name]
+        >>> factor.allclose(1 + 0.5 * artefact["scales"][3, 0])
+        True
     """
 
     name: ClassVar[str] = "activation_scaling"

@@ -72,6 +72,15 @@ class ARGRE(Method):
     The control moves the same states by the same distances, in directions that are rotated at random (by "turn" in its
     artefact). If the vectors inside theta were rotated instead, theta would give another number for every state, so the
     steps would have any length, or there would be none.
+
+    Example:
+        >>> from methods import ARGRE, FitData, generating
+        >>> method = ARGRE(hidden=8, epochs=1)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 0.6), generating(model):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> moved.nonzero().flatten().tolist()  # only the last token of the prompt
+        [5]
     """
 
     name: ClassVar[str] = "argre"

@@ -55,6 +55,15 @@ class AurA(Method):
     without a prompt.
 
     A mixture of experts is refused, since the matrices of its MLPs are not separate layers.
+
+    Example:
+        >>> from methods import AurA, FitData
+        >>> method = AurA(top=0.1)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1):
+        ...     changed = [name for name, one in model.named_parameters() if not one.equal(weights[name])]
+        >>> round(float(artefact["info.share_damped"]), 2), {name.split(".")[3] for name in changed}
+        (0.1, {'mlp'})
     """
 
     name: ClassVar[str] = "aura"

@@ -38,7 +38,15 @@ FEWEST_PAIRS = 2  # one pair says how two texts differ, not how desired ones dif
 
 
 class Pairs(NamedTuple):
-    """Contrast pairs; entry i of each list belongs together. A full text is prompt + continuation."""
+    """Contrast pairs; entry i of each list belongs together. A full text is prompt + continuation.
+
+    Example:
+        >>> from methods import CAA, FitData, Pairs
+        >>> pairs = Pairs(["The film was", "I am"], desired=[" a joy", " happy"], undesired=[" a bore", " angry"])
+        >>> artefact = CAA(layer=2).fit(model, tokenizer, FitData(pairs=pairs))
+        >>> artefact["layers.2.direction"].shape
+        torch.Size([36])
+    """
 
     prompt: list[str]
     desired: list[str]
@@ -46,21 +54,45 @@ class Pairs(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Texts to fine-tune on: what the model is to write after a prompt. Entry i of each list belongs together."""
+    """Texts to fine-tune on: what the model is to write after a prompt. Entry i of each list belongs together.
+
+    Example:
+        >>> from methods import Examples, FitData, Finetune
+        >>> examples = Examples(["The sky is", "Bread is"], [" blue", " food"])
+        >>> artefact = Finetune(learning_rate=1e-3).fit(model, tokenizer, FitData(examples=examples))
+        >>> bool(artefact["info.loss_after"] < artefact["info.loss_before"])
+        True
+    """
 
     prompt: list[str]
     completion: list[str]
 
 
 class Labelled(NamedTuple):
-    """Single texts with their classes; the two classes may differ in size. Entry i of each list belongs together."""
+    """Single texts with their classes; the two classes may differ in size. Entry i of each list belongs together.
+
+    Example:
+        >>> from methods import FitData, Labelled, ProbeRows
+        >>> labelled = Labelled(["What a fine day", "I like it", "I hate it"], [0, 0, 1])  # 0: desired, 1: undesired
+        >>> method = ProbeRows(learns_from="labelled", min_steps=50, held_out=0)
+        >>> artefact = method.fit(model, tokenizer, FitData(labelled=labelled))
+        >>> artefact["probe"].shape
+        torch.Size([36])
+    """
 
     text: list[str]
     label: list[int]  # DESIRED or UNDESIRED
 
 
 class FitData(NamedTuple):
-    """All training data of a method; the caller of `fit` loads only what the method names in `needs`."""
+    """All training data of a method; the caller of `fit` loads only what the method names in `needs`.
+
+    Example:
+        >>> from methods import DINM, FitData
+        >>> data = FitData(pairs=pairs)
+        >>> [name for name in DINM.needs if getattr(data, name) is None]  # what is still missing
+        ['background']
+    """
 
     pairs: Pairs | None = None
     examples: Examples | None = None  # what a fine-tuning user brings, useful and harmful mixed
@@ -92,7 +124,15 @@ class Demand(NamedTuple):
 
 
 class Steering(NamedTuple):
-    """Work for the code that runs the model, beyond the hooks and weights that `apply` sets itself."""
+    """Work for the code that runs the model, beyond the hooks and weights that `apply` sets itself.
+
+    Example:
+        >>> from methods import Prompt
+        >>> method = Prompt(prompts=["Be kind. "], strengths=(1,))
+        >>> with method.apply(model, {}, 1) as steering:
+        ...     tokenizer.decode(tokenizer(steering.prefix + "We talk about").input_ids)
+        '<s>Be kind. We talk about'
+    """
 
     # put before every prompt; in a chat it is the system message or, without that role, precedes the user's text
     prefix: str = ""
@@ -107,6 +147,13 @@ class Method(Protocol):
     The unit of `strength` is the method's published one (alpha, coefficient, multiplier), named in `strength_unit`.
     Only the fields of the dataclass are hyper-parameters, so `title` and `cite` do not change the id of a result.
     Members with a value here are optional.
+
+    Example:
+        >>> from methods import CAA, Method
+        >>> method: Method = CAA(layer=2)
+        >>> method.check(model)  # raises SetupError if the model has no such block
+        >>> sorted(method.needs), method.strengths, method.strength_unit
+        (['pairs'], (1, 1.5, 2, 3, 4), 'multiplier of the mean difference')
     """
 
     name: ClassVar[str]
@@ -219,7 +266,15 @@ def required_labelled(data: FitData, method: str) -> Labelled:
 
 
 def save(artefact: Artefact, path: Path) -> None:
-    """Write an artefact as safetensors. Raises ValueError for a tensor that is not finite, naming it."""
+    """Write an artefact as safetensors. Raises ValueError for a tensor that is not finite, naming it.
+
+    Example:
+        >>> from methods import CAA, FitData, load, save
+        >>> artefact = CAA(layer=2).fit(model, tokenizer, FitData(pairs=pairs))
+        >>> save(artefact, folder / "caa.safetensors")
+        >>> load(folder / "caa.safetensors")["layers.2.direction"].equal(artefact["layers.2.direction"])
+        True
+    """
     for name, tensor in artefact.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"artefact {name} has entries that are not finite; the fit failed")
@@ -245,6 +300,12 @@ def load(path: Path) -> Artefact:
 
     Raises SetupError for a file that cannot be read or is not safetensors (a pickle is never read), and for one with
     NaN or infinity.
+
+    Example:
+        >>> from methods import FitData, RandomDirection, load, save
+        >>> save(RandomDirection(layer=2).fit(model, tokenizer, FitData(pairs=pairs)), folder / "random.safetensors")
+        >>> sorted(load(folder / "random.safetensors"))
+        ['info.cut_pairs', 'info.residual_norm', 'layers.2.direction']
     """
     with reading(lambda error: SetupError(f"{path} is not a safetensors file ({error}); delete it and fit again")):
         artefact = {name: tensor.clone() for name, tensor in load_file(path).items()}

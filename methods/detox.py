@@ -62,6 +62,15 @@ class DeTox(Method):
 
     keys: the matrices by which the MLP reads the stream are projected too (the gate and, if there is one, `up`); the
     authors advise against it. subspace="random": the control, R random directions orthogonal to mu.
+
+    Example:
+        >>> from methods import DeTox, FitData
+        >>> method = DeTox(rank=1, layer_start=3)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1.0):
+        ...     changed = [name for name, one in model.named_parameters() if not one.equal(weights[name])]
+        >>> changed
+        ['model.layers.3.mlp.down_proj.weight', 'model.layers.4.mlp.down_proj.weight']
     """
 
     name: ClassVar[str] = "detox"

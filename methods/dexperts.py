@@ -54,6 +54,14 @@ class DExperts(Method):
     set that we do not have; ours are copies of the model that learn a hundred texts, so learning rate and epochs are a
     choice of ours. The sampling's own nucleus is taken from z' afterwards, as for every method (sampling.top_p=1 is the
     paper's setting). Each expert adds a forward per token, and `apply` holds one more copy of the weights for it.
+
+    Example:
+        >>> from methods import DExperts, FitData
+        >>> method = DExperts(anti_expert="harmful", epochs=1)
+        >>> artefact = method.fit(model, tokenizer, FitData(harmful=harmful))
+        >>> with method.apply(model, artefact, 1.5) as steering:
+        ...     print(steering.demand)  # what `next_logits` takes: a reading of each text by a copy of the model
+        Demand(readings=1, ahead=0, copies=1, room=0)
     """
 
     name: ClassVar[str] = "dexperts"

@@ -61,6 +61,15 @@ class DINM(Method):
       norm.
     - On GPT-2 the code also trains the matrix's bias; here only one matrix changes.
     - The paper puts a system prompt after each of its prompts, in the fit and at the test; here there is none.
+
+    Example:
+        >>> from methods import DINM, FitData
+        >>> method = DINM(layer=3, steps=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs, background=background))
+        >>> with method.apply(model, artefact, 1.0):
+        ...     changed = [name for name, one in model.named_parameters() if not one.equal(weights[name])]
+        >>> changed
+        ['model.layers.3.mlp.down_proj.weight']
     """
 
     name: ClassVar[str] = "dinm"

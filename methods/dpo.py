@@ -37,6 +37,15 @@ class DPO(AdapterMethod):
     We train a LoRA by AdamW for a fixed number of epochs, unlike the paper and the toxicity runs of arXiv 2401.01967,
     which train all weights by RMSprop at 1e-6 with a warm-up of 150 steps and stop on held-out pairs. Rank, alpha,
     learning rate and epochs are a choice of ours.
+
+    Example:
+        >>> from methods import DPO, FitData
+        >>> method = DPO(rank=2, learning_rate=1e-3, epochs=3)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1.0):
+        ...     changed = [name for name, one in model.named_parameters() if not one.equal(weights[name])]
+        >>> bool(artefact["info.margin"] > 0), len(changed)  # 7 matrices in each of 5 blocks
+        (True, 35)
     """
 
     name: ClassVar[str] = "dpo"

@@ -46,6 +46,15 @@ class EigenShift(Method):
       rank_by="size" compares |gap|; "signed" first turns each v_i so that its entry of largest size is positive.
     - projection="released" is what the authors' code does: it transposes V^T, which numpy returns, once too often, so
       that gap_i belongs to row i of V and not to the direction that is damped. "paper" is the formula.
+
+    Example:
+        >>> from methods import EigenShift, FitData
+        >>> method = EigenShift(share=0.1)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1.0):
+        ...     left = model.lm_head.weight @ artefact["directions"].T
+        >>> tuple(left.shape), round(float(left.abs().max()), 4)
+        ((300, 4), 0.0)
     """
 
     name: ClassVar[str] = "eigenshift"

@@ -8,6 +8,14 @@ class SetupError(ValueError):
     """An error that tells the user what to install, download or set; printed without a traceback, exit code 2.
 
     The message says what is wrong, what was got, what is allowed, and the next step.
+
+    Example:
+        >>> from methods import CAA, SetupError
+        >>> try:
+        ...     CAA(layer=40).check(model)
+        ... except SetupError as error:
+        ...     print(error)
+        layer 40 out of range: this model of type llama has 5 blocks (0-4); set method.layer
     """
 
 

@@ -39,6 +39,15 @@ class Finetune(Method):
     kl_weight: the weight of KL(p(. | background; W) || p(. | background; W')) in nats a token, which is added to the
     loss. Security vectors are trained with such a term for the vector; here it is for the weights, without a vector.
     The term takes a second copy of the weights.
+
+    Example:
+        >>> from methods import FitData, Finetune
+        >>> method = Finetune(learning_rate=1e-3, epochs=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(examples=examples))
+        >>> with method.apply(model, artefact, 1.0):
+        ...     unchanged = [name for name, one in model.named_parameters() if one.equal(weights[name])]
+        >>> bool(artefact["info.loss_after"] < artefact["info.loss_before"]), unchanged
+        (True, [])
     """
 
     name: ClassVar[str] = "finetune"

@@ -57,6 +57,14 @@ class Gate(Method):
     The record says how often the condition holds (`info.open_source`, `info.open_control`, `info.open_prompts`) and how
     accurate the regression of each place is (`info.accuracy`). It has `info.never_opens` if no text of the fit opens
     the gate, and `info.always_open` if every text does.
+
+    Example:
+        >>> from methods import CAA, FitData, Gate, generating
+        >>> method = Gate(inner=CAA(layer=2), threshold=1.0, when="above")  # no cosine is above 1: it stays closed
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs, background=background))
+        >>> with method.apply(model, artefact, 2.0), generating(model):
+        ...     model(**inputs).logits.equal(logits)
+        True
     """
 
     name: ClassVar[str] = "gate"

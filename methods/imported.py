@@ -59,6 +59,16 @@ class Imported(Method):
     known.
 
     The name of a CAA file contains that of its model. If the model here has another name, a line warns of it.
+
+    Example:
+        >>> from methods import CAA, FitData, Imported, generating, save
+        >>> save(CAA(layer=2).fit(model, tokenizer, FitData(pairs=pairs)), folder / "caa.safetensors")
+        >>> method = Imported(path=str(folder / "caa.safetensors"), hook="output", operation="add", scope="generation")
+        >>> artefact = method.fit(model, tokenizer, FitData())
+        >>> with method.apply(model, artefact, 2.0), generating(model):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> [name for name in artefact if not name.startswith("info.")], moved.nonzero().flatten().tolist()
+        (['add.output.generation.layers.2'], [5])
     """
 
     name: ClassVar[str] = "imported"

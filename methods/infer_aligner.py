@@ -56,6 +56,16 @@ class InferAligner(Method):
 
     In the record, `info.right` is the share of the fit's texts that each gate judges correctly, and `info.open` is the
     share of the fit's prompts at which it is open: at 0 the gate never opens, at 1 always.
+
+    Example:
+        >>> from methods import FitData, InferAligner, generating
+        >>> from methods.intervention import record
+        >>> method = InferAligner(first_layer=2, last_layer=3, open_at=-9.0)  # so low that every prompt opens the gates
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 0.2), generating(model), record(model, [2]) as steered:
+        ...     _ = model(**inputs)
+        >>> (steered[2] - stream[2])[0, -1].allclose(0.2 * artefact["layers.2.direction"], atol=1e-5)
+        True
     """
 
     name: ClassVar[str] = "infer_aligner"

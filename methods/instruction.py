@@ -42,6 +42,17 @@ class Instruction(Method):
 
     Differences from the paper: the layer is set or tuned by the harness, while the authors search layers by a
     perplexity rule of their own; a text is read with its cache, which changes no number.
+
+    Example:
+        >>> from methods import FitData, Instruction
+        >>> from methods.intervention import record
+        >>> method = Instruction(instruction="Answer in one word: ", layer=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1.0), record(model, [2]) as steered:
+        ...     _ = model(**inputs)
+        >>> direction = artefact["layers.2.direction"]
+        >>> (steered[2] @ direction / direction.norm()).allclose(artefact["layers.2.target"], atol=1e-4)
+        True
     """
 
     name: ClassVar[str] = "instruction"

@@ -64,6 +64,15 @@ class ITI(Method):
     scored, so no likelihood changes. Here a likelihood is steered in the same way as a sampled text, from the last
     token of the context on. The code's standard deviation divides by N in one script and by N - 1 in another; here it
     is N.
+
+    Example:
+        >>> from methods import ITI, FitData, generating
+        >>> method = ITI(head_fraction=0.1)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 10), generating(model):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> len(artefact["info.heads"]), moved.nonzero().flatten().tolist()  # of 30 heads; at the prompt's last token
+        (3, [5])
     """
 
     name: ClassVar[str] = "iti"
@@ -125,14 +134,7 @@ class ITI(Method):
 
         desired, undesired = (features(side, self.read) for side in (texts.desired, texts.undesired))  # (L, H, N, d)
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(pairs.prompt), generator=generator)
-        tested = max(1, round(self.held_out * len(order)))
-        if len(order) - tested < FEWEST_TO_TRAIN:
-            raise SetupError(
-                f"iti: {len(order)} pairs with method.held_out={self.held_out} leave {len(order) - tested} to train "
-                f"probes on; at least {FEWEST_TO_TRAIN} are needed: give more pairs or hold out less"
-            )
-        train, test = order[tested:], order[:tested]
+        train, test = self._split(len(pairs.prompt), generator)
         shift = desired.mean(2) - undesired.mean(2)  # (L, H, d)
         length = torch.cat([desired, undesired], 2).norm(dim=-1).mean(2)  # (L, H)
         alive = shift.norm(dim=-1) > directions.SAME * length
@@ -164,10 +166,21 @@ class ITI(Method):
             "info.probe_accuracy": probed.accuracy[at],
             "info.mean_probe_accuracy": probed.accuracy.mean(),
             "info.unconverged_probes": torch.tensor(probed.unconverged),
-            "info.held_out_texts": torch.tensor(2 * tested),
+            "info.held_out_texts": torch.tensor(2 * len(test)),
             "info.cut_pairs": torch.tensor(texts.cut),
             **(separation_facts(desired[at], undesired[at]) if count else {}),
         }
+
+    def _split(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the pairs on which probes are trained, and of those on which they are tested."""
+        order = torch.randperm(count, generator=generator)
+        tested = max(1, round(self.held_out * count))
+        if count - tested < FEWEST_TO_TRAIN:
+            raise SetupError(
+                f"iti: {count} pairs with method.held_out={self.held_out} leave {count - tested} to train "
+                f"probes on; at least {FEWEST_TO_TRAIN} are needed: give more pairs or hold out less"
+            )
+        return order[tested:], order[:tested]
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

@@ -40,6 +40,15 @@ class ITIC(Method):
     acts as a bias of attention's output matrix: if the matrix has a bias, that bias is changed, and the model can be
     exported as a checkpoint. If a norm follows (Gemma 2 and 3, OLMo 2 and 3), the shift is added before the norm, at
     the module that the papers name.
+
+    Example:
+        >>> from methods import ITIC, FitData, generating
+        >>> method = ITIC(scope="generation")
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1), generating(model):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> sum(name.endswith(".shift") for name in artefact), moved.nonzero().flatten().tolist()
+        (5, [5])
     """
 
     name: ClassVar[str] = "itic"

@@ -64,6 +64,15 @@ class KLThenSteer(AdapterMethod):
     - The code steers most blocks of the model's upper part at once, with vectors of arbitrary length; here only one
       block is steered. Layer, coefficient, learning rate, epochs, rank and alpha are a choice of ours (the paper uses a
       learning rate of 1e-5 and batches of 16).
+
+    Example:
+        >>> from methods import FitData, KLThenSteer
+        >>> method = KLThenSteer(layer=2, rank=2, epochs=1)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs, background=background))
+        >>> with method.apply(model, artefact, 0.1):
+        ...     changed = [name for name, one in model.named_parameters() if not one.equal(weights[name])]
+        >>> len(changed)  # the LoRA is on 7 matrices in each of 5 blocks
+        35
     """
 
     name: ClassVar[str] = "kl_then_steer"

@@ -62,6 +62,15 @@ class LinEAS(Method):
 
     At the output of a linear module with a bias, and of LayerNorm, the maps are written into the weights, so that they
     can be exported; at an RMSNorm or a block they run as hooks.
+
+    Example:
+        >>> from methods import FitData, LinEAS
+        >>> method = LinEAS(where="block", steps=5)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 0.6):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> bool(artefact["info.last_loss"] < artefact["info.first_loss"]), bool(moved.all())
+        (True, True)
     """
 
     name: ClassVar[str] = "lineas"

@@ -23,6 +23,17 @@ class LoRA(AdapterMethod):
     from; they only affect how a long prompt is cut.
 
     The choice of adapted layers, rank, alpha, learning rate and epochs is ours.
+
+    Example:
+        >>> from methods import FitData, LoRA
+        >>> method = LoRA(rank=2, learning_rate=1e-3, epochs=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> name = "model.layers.0.mlp.up_proj.weight"
+        >>> up, down = (artefact[f"adapter.{name}.{side}"] for side in ("up", "down"))  # (52, 2), (2, 36)
+        >>> with method.apply(model, artefact, 0.5):
+        ...     change = model.get_parameter(name) - weights[name]
+        >>> change.allclose(0.5 * up @ down, atol=1e-6)
+        True
     """
 
     name: ClassVar[str] = "lora"

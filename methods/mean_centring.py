@@ -41,6 +41,16 @@ class MeanCentring(Method):
     when it is read, and what was added to it stays in the cache. So the paper's scope is `generation` with `boundary`,
     which starts at the last prompt token, the final token of the first step. `boundary: false` starts at the first new
     token; `prompt` and `all` are there for comparison.
+
+    Example:
+        >>> from methods import FitData, MeanCentring, generating
+        >>> from methods.intervention import record
+        >>> method = MeanCentring(layer=2, normalise=True)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs, background=background))
+        >>> with method.apply(model, artefact, 3), generating(model), record(model, [2]) as steered:
+        ...     _ = model(**inputs)
+        >>> round(float((steered[2] - stream[2])[0, -1].norm()), 3)
+        3.0
     """
 
     name: ClassVar[str] = "mean_centring"

@@ -54,6 +54,15 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     A forward with an empty KV cache is assumed to hold the whole prompts; the attention mask says what is padding.
     Batches (padded on the left, as `generate` wants them), sampling and beam search are supported; prefill in chunks
     and assisted decoding are not.
+
+    Example:
+        >>> from methods import CAA, FitData, generating
+        >>> method = CAA(layer=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 9.0), generating(model):
+        ...     steered = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        >>> steered.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False))
+        False
     """
     prompt = torch.zeros(0)
     noted: dict[Any, Tensor] = {}

@@ -92,6 +92,15 @@ class ProbeRows(Method):
     length D. The paper does not say how it edits a matrix that writes, nor with which K; here K is the same share of
     that matrix's rows. skip_quarter: no row is taken from that quarter of the blocks; K is still a share of the rows of
     all blocks.
+
+    Example:
+        >>> from methods import FitData, ProbeRows
+        >>> method = ProbeRows(row_fraction=0.05, min_steps=50)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 2.0):
+        ...     rows = {name: (one != weights[name]).any(-1).sum() for name, one in model.named_parameters()}
+        >>> int(sum(rows.values())), {name.split(".")[-2] for name, count in rows.items() if count}
+        (13, {'gate_proj'})
     """
 
     name: ClassVar[str] = "probe_rows"

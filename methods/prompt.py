@@ -21,6 +21,14 @@ class Prompt(Method):
 
     For a base model, the prefix is plain text before the prompt. In a chat it is the system message; if the template
     has none, it comes before the user's text.
+
+    Example:
+        >>> from methods import FitData, Prompt
+        >>> method = Prompt(prompts=["Be kind. ", "Be polite. "], strengths=(1, 2))
+        >>> artefact = method.fit(model, tokenizer, FitData())
+        >>> with method.apply(model, artefact, 2) as steering:
+        ...     steering.prefix
+        'Be polite. '
     """
 
     name: ClassVar[str] = "prompt"

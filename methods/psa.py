@@ -55,6 +55,15 @@ class PSA(Method):
     Limits of the guarantee: a reader who knows `seed`, from which the noise is drawn, can subtract the noise, so keep
     the seed of a vector that you publish secret; torch's normal numbers are pseudo-random and in float32; N is treated
     as public; `info.cut_pairs`, and the refusal of a pair, reveal something about single texts.
+
+    Example:
+        >>> from methods import PSA, FitData
+        >>> method = PSA(first_layer=1, last_layer=2, sigma=None, epsilon=8.0)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs, background=background))
+        >>> with method.apply(model, artefact, 0.1):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> round(float(artefact["info.epsilon"]), 2), bool(moved.all())  # the budget of both blocks together
+        (8.0, True)
     """
 
     name: ClassVar[str] = "psa"

@@ -25,6 +25,16 @@ class RandomDirection(Method):
     u (D,) is uniform on the unit sphere, drawn only from `seed`. s is the mean residual norm at that block over the
     tokens of the pairs' continuations, so strength is the length of the added vector, in mean residual norms. The first
     token of a text, an attention sink with a norm unlike that of other tokens, is left out of s.
+
+    Example:
+        >>> from methods import FitData, RandomDirection, generating
+        >>> from methods.intervention import record
+        >>> method = RandomDirection(seed=1, layer=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 0.2), generating(model), record(model, [2]) as steered:
+        ...     _ = model(**inputs)
+        >>> round(float((steered[2] - stream[2])[0, -1].norm() / artefact["info.residual_norm"]), 3)
+        0.2
     """
 
     name: ClassVar[str] = "random_direction"

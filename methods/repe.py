@@ -47,6 +47,16 @@ class RepE(Method):
     Differences from the releases: pairs are read as they are, without the paper's template around them. The last
     block's output is read and steered before the final norm, whereas repeng reads it after the norm and adds before it.
     The unit of the strength is the mean residual norm, whereas the releases add unit vectors times a coefficient.
+
+    Example:
+        >>> from methods import FitData, RepE
+        >>> from methods.intervention import record
+        >>> method = RepE(first_layer=2, last_layer=3, keep_length=True)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 0.3), record(model, [2]) as steered:
+        ...     _ = model(**inputs)
+        >>> steered[2].equal(stream[2]), steered[2].norm(dim=-1).allclose(stream[2].norm(dim=-1))
+        (False, True)
     """
 
     name: ClassVar[str] = "repe"

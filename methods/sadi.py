@@ -53,6 +53,15 @@ class SADI(Method):
 
     The paper takes the best of 60 to 176 settings on the data on which it reports results; here the settings are chosen
     as for every other method.
+
+    Example:
+        >>> from methods import SADI, FitData, generating
+        >>> method = SADI(element="neurons", top=4)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 9), generating(model):
+        ...     moved = (model(**inputs).logits != logits).any(-1)[0]
+        >>> int(artefact["info.chosen"]), moved.nonzero().flatten().tolist()
+        (4, [5])
     """
 
     name: ClassVar[str] = "sadi"

@@ -42,6 +42,14 @@ class SASA(Method):
     paper's. The last token is found by each text's own length, whichever side is padded. A likelihood is steered by the
     same function at every token, so it is the likelihood under the distribution that is sampled from, and it costs as
     many forwards as sampling.
+
+    Example:
+        >>> from methods import SASA, FitData
+        >>> method = SASA(max_candidates=8)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 10) as steering:
+        ...     print(steering.demand)  # what `next_logits` takes: 8 next tokens are tried
+        Demand(readings=0, ahead=8, copies=0, room=0)
     """
 
     name: ClassVar[str] = "sasa"

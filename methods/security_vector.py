@@ -60,6 +60,16 @@ class SecurityVector(Method):
     that are also among the user's; a defence that has seen the attack holds more back.
 
     optimizer, gradient_checkpointing: as in `methods.finetune`, for both stages.
+
+    Example:
+        >>> from methods import FitData, SecurityVector
+        >>> method = SecurityVector(rank=2, vector_epochs=2)
+        >>> data = FitData(examples=examples, harmful=harmful, background=background)
+        >>> artefact = method.fit(model, tokenizer, data)
+        >>> with method.apply(model, artefact, 1.0):
+        ...     unchanged = [name for name, one in model.named_parameters() if one.equal(weights[name])]
+        >>> bool(artefact["info.gradient_ratio_harmful"] < 1), unchanged
+        (True, [])
     """
 
     name: ClassVar[str] = "security_vector"

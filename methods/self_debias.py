@@ -33,6 +33,14 @@ class SelfDebias(Method):
     seven; and tokens are drawn as for every other method. The wording of what is announced is ours. In a chat the
     announcement comes before the template. For a likelihood the same function is applied at every token, with the same
     readings.
+
+    Example:
+        >>> from methods import FitData, SelfDebias
+        >>> method = SelfDebias(unwanted=["insults", "threats"])
+        >>> artefact = method.fit(model, tokenizer, FitData())
+        >>> with method.apply(model, artefact, 50) as steering:
+        ...     sorted(artefact), steering.demand.readings  # a reading of each text after each announcement
+        (['announcement.0', 'announcement.1'], 2)
     """
 
     name: ClassVar[str] = "self_debias"

@@ -26,6 +26,16 @@ class Stack(Method):
     is, detoxified, and detoxified with a negative attitude stacked on top. In this order, the figures are ToxiGen .791,
     .399, .374; RealToxicityPrompts .514, .0517, .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637
     for the first model and .742 for the last.
+
+    Example:
+        >>> from methods import DeTox, FitData, Prompt, Stack
+        >>> parts = {"words": Prompt(prompts=["Be kind. "], strengths=(1,)), "edit": DeTox(layer_start=4)}
+        >>> method = Stack(parts=parts, at={"words": 1, "edit": 0.5})
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 1.0) as steering:
+        ...     changed = [name for name, one in model.named_parameters() if not one.equal(weights[name])]
+        >>> steering.prefix, changed
+        ('Be kind. ', ['model.layers.4.mlp.down_proj.weight'])
     """
 
     name: ClassVar[str] = "stack"

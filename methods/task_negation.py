@@ -28,6 +28,16 @@ class TaskNegation(Method):
 
     Differences from the paper: its toxic texts are comments with a high toxicity score, ours are the texts of
     conf/harmful, far fewer; learning rate, epochs and grid of strengths are a choice of ours.
+
+    Example:
+        >>> from methods import FitData, TaskNegation
+        >>> method = TaskNegation(learning_rate=1e-3, epochs=2)
+        >>> artefact = method.fit(model, tokenizer, FitData(harmful=harmful))
+        >>> name = "model.layers.0.mlp.up_proj.weight"
+        >>> with method.apply(model, artefact, 0.5):
+        ...     change = model.get_parameter(name) - weights[name]
+        >>> change.allclose(-0.5 * artefact[f"change.{name}"], atol=1e-6)
+        True
     """
 
     name: ClassVar[str] = "task_negation"

@@ -12,7 +12,16 @@ from methods.base import Artefact, FitData, Method, Steering
 
 @dataclass(frozen=True, kw_only=True)
 class Unsteered(Method):
-    """Leaves the model as it is, at any strength."""
+    """Leaves the model as it is, at any strength.
+
+    Example:
+        >>> from methods import FitData, Unsteered
+        >>> method = Unsteered()
+        >>> artefact = method.fit(model, tokenizer, FitData())
+        >>> with method.apply(model, artefact, 1.0):
+        ...     artefact, model(**inputs).logits.equal(logits)
+        ({}, True)
+    """
 
     name: ClassVar[str] = "unsteered"
     title: ClassVar[str] = "Unsteered"

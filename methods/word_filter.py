@@ -46,6 +46,15 @@ class WordFilter(Method):
     number would be meaningless. `info.list_hash`, the first 13 hex digits of the sha256 of the sorted words as a
     number, tells two lists apart. `info.undesired_share` and `info.desired_share` are the shares of the pairs' texts
     that contain a word of a learnt list.
+
+    Example:
+        >>> from methods import FitData, WordFilter
+        >>> method = WordFilter(count=1)
+        >>> artefact = method.fit(model, tokenizer, FitData(pairs=pairs))
+        >>> with method.apply(model, artefact, 4) as steering:
+        ...     has_function = steering.next_logits is not None
+        >>> has_function, float(artefact["info.undesired_share"]), float(artefact["info.desired_share"])
+        (True, 0.5, 0.0)
     """
 
     name: ClassVar[str] = "word_filter"

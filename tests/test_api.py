@@ -3,7 +3,6 @@
 import ast
 import doctest
 import functools
-import importlib
 import json
 import re
 import shutil
@@ -22,6 +21,8 @@ from bench.console import escape
 from bench.model.log_likelihood import Likelihood, likelihoods
 from methods import layout
 from methods.errors import SetupError
+from methods.intervention import record
+from tests.methods.test_contract import DATA
 from tests.tiny import tiny_lm
 
 ROOT = Path(__file__).parents[1]
@@ -133,6 +134,34 @@ def test_steering_that_needs_positions_says_how_to_give_them():
     assert not any(block._forward_hooks for block in layout.blocks(lm.model))
 
 
+def run_example(found, name: str, **given) -> None:
+    """Run the example in a docstring, which knows only the names that are given, not those of its module."""
+    (test,) = doctest.DocTestFinder(recurse=False).find(found, name, globs=given)
+    assert any(one.want for one in test.examples), f"{name} has no example that shows a result"
+    told: list[str] = []
+    outcome = doctest.DocTestRunner().run(test, out=told.append)
+    assert outcome.failed == 0, "".join(told)
+
+
+@pytest.fixture(scope="module")
+def given():
+    """What the examples of the methods take for granted; the docstring of `methods` lists it."""
+    lm = tiny_lm()
+    inputs = lm.tokenizer("We talk about", return_tensors="pt")
+    with record(lm.model, range(len(layout.blocks(lm.model)))) as stream:
+        logits = lm.model(**inputs).logits
+    weights = {name: one.clone() for name, one in lm.model.named_parameters()}
+    names = {"inputs": inputs, "logits": logits, "stream": stream, "weights": weights}
+    return {"model": lm.model, "tokenizer": lm.tokenizer, **names, **DATA}
+
+
+@pytest.mark.parametrize("name", [one for one in methods.__all__ if one != "Artefact"])  # a type: it has no docstring
+def test_the_example_of_each_public_name_runs(name, given, tmp_path):
+    run_example(getattr(methods, name), name, **given, folder=tmp_path)
+    changed = [key for key, one in given["model"].named_parameters() if not one.equal(given["weights"][key])]
+    assert changed == [], f"{name} left the model changed"
+
+
 # -- bench ---------------------------------------------------------------------------------------------------------
 
 
@@ -157,14 +186,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", bench.__all__)
 def test_the_example_of_each_name_runs(name, folder, monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = getattr(bench, name)
-    tests = doctest.DocTestFinder(recurse=False).find(
-        found, name, module=importlib.import_module(found.__module__), extraglobs={"lm": tiny_lm(), "folder": folder}
-    )
-    told: list[str] = []
-    outcome = doctest.DocTestRunner().run(tests[0], out=told.append)
-    assert outcome.attempted >= 2, f"{name} has no example"
-    assert outcome.failed == 0, "".join(told)
+    run_example(getattr(bench, name), name, lm=tiny_lm(), folder=folder)
 
 
 def test_log_likelihood_is_that_of_the_worded_texts():
