@@ -132,7 +132,7 @@ def build_leaderboard(
     wanted = {name: [value] if isinstance(value, str) else value for name, value in given.items()}
     if write:
         name = "selection" if each_fit or any(wanted.values()) else "leaderboard"
-        return build.leaderboard(build.rebuild(Path(results), name, each_fit, **wanted).tables)
+        return build.leaderboard(build.rebuild(Path(results), name, each_fit, processes=0, **wanted).tables)
     records, _ = table.read_records(Path(results) / "runs")
     found = tables(build.selected(records, **wanted), each_fit)
     if not found:

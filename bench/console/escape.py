@@ -46,7 +46,10 @@ def _written_out(found: re.Match[str]) -> str:
 
 def visible(text: object, *, lines: bool = False) -> str:
     """Return the text with invisible characters written out; on one line or, with `lines`, with its line breaks."""
-    shown = str(text).replace("\r\n", "\n").replace("\t", " ")
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown  # as nearly all texts
+    shown = shown.replace("\r\n", "\n").replace("\t", " ")
     if not lines:
         return HIDDEN.sub(_written_out, shown.replace("\n", " "))
     return "\n".join(HIDDEN.sub(_written_out, line) for line in shown.split("\n"))

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 
 from bench.console import command
+from bench.console.children import spare
 from bench.leaderboard.build import rebuild
 from bench.leaderboard.terminal import show, shown
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     results = given.pop("results")
     name = "selection" if any(given.values()) else "leaderboard"
-    return command.run(lambda: show(shown(rebuild(results, name, **given))))
+    return command.run(lambda: show(shown(rebuild(results, name, processes=spare(), **given))))
 
 
 if __name__ == "__main__":

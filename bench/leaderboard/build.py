@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.console import command, escape
+from bench.console.children import Children
 from bench.files.atomic import write_whole
 from bench.leaderboard import bibliography, csv_files, formatting, latex, latex_suites, suite_tables
 from bench.leaderboard.frame import Table, tables
@@ -75,14 +76,22 @@ def is_unsteered(one: Result) -> bool:
     return one.record.method.family == BASELINE_FAMILY
 
 
-def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
+def rebuild(
+    results: Path,
+    name: str = "leaderboard",
+    each_fit: bool = False,
+    *,
+    processes: int = 0,
+    **wanted: Sequence[str] | None,
+) -> Built:
     """Write `name`.csv, .md, .tex, `name`_tidy.csv, `name`_suites.tex and methods.bib from `results`/runs/records.
 
     Equal records give equal bytes. methods.bib has the papers of all records, also of those that are not selected.
     Read the CSV files back with `bench.console.escape.read_csv`: in them an apostrophe precedes each name that a
     spreadsheet would take for a formula or that holds control characters.
 
-    `each_fit`: a row for each fit seed. `wanted`: the arguments of `selected`.
+    `each_fit`: a row for each fit seed. `processes`: the number of forked processes that write files beside this
+    one (`bench.console.children`). `wanted`: the arguments of `selected`.
 
     Raises:
         SetupError: there is no record of a test split, or the folder cannot be written.
@@ -98,17 +107,19 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
     short = csv_files.short(found)
     paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex", "_suites.tex")}
     paths[".bib"] = results / bibliography.FILE
-    contents = {
-        ".csv": escape.csv(short.rows),
-        "_tidy.csv": escape.csv(csv_files.tidy(found)),
-        ".md": formatting.markdown(found, suite_tables.markdown, without(name, short)),
-        ".tex": latex.document(found),
-        "_suites.tex": latex_suites.document(found),
-        ".bib": bibliography.document(one.record.method for one in records),
+    contents: dict[str, Callable[[], str]] = {
+        ".tex": lambda: latex.document(found),
+        "_suites.tex": lambda: latex_suites.document(found),
+        "_tidy.csv": lambda: escape.csv(csv_files.tidy(found)),
+        ".md": lambda: formatting.markdown(found, suite_tables.markdown, without(name, short)),
+        ".csv": lambda: escape.csv(short.rows),
+        ".bib": lambda: bibliography.document(one.record.method for one in records),
     }
+    children = Children(processes)
+    begun = {kind: children.start(content) for kind, content in contents.items()}
     try:
-        for kind, content in contents.items():
-            write_whole(paths[kind], content)
+        for kind, path in paths.items():
+            write_whole(path, begun[kind].result())
     except OSError as error:
         raise SetupError(f"cannot write the leaderboard to {results}: {command.refused(error)}") from error
     return Built(

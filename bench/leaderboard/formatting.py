@@ -331,14 +331,15 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     known = [parameters(row) for row in rows]
     differing = varying(list(frame["method"]), known)
     alike, learnt = defaultdict[Any, set[str]](set), defaultdict[Any, set[str]](set)
-    for row, own in zip(rows, known, strict=True):
-        alike[row["method"], _hashable(own)].add(row["records"])
-        learnt[row["method"], _hashable(own), row.get("strength")].add(str(row.get("data")))
-    for row, own in zip(rows, known, strict=True):
+    settings = [(row["method"], _hashable(own)) for row, own in zip(rows, known, strict=True)]
+    for row, setting in zip(rows, settings, strict=True):
+        alike[setting].add(row["records"])
+        learnt[setting, row.get("strength")].add(str(row.get("data")))
+    for row, own, setting in zip(rows, known, settings, strict=True):
         told = [f"{key}={brief(value)}" for key, value in own.items() if key in differing[row["method"]]]
-        told += [str(row["data"])] if len(learnt[row["method"], _hashable(own), row.get("strength")]) > 1 else []
+        told += [str(row["data"])] if len(learnt[setting, row.get("strength")]) > 1 else []
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
-        if len(alike[row["method"], _hashable(own)]) > 1:
+        if len(alike[setting]) > 1:
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
         name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
         name = (called or {}).get(row["method"], name)

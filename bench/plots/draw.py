@@ -2,20 +2,20 @@
 
 import functools
 import itertools
-import multiprocessing
 import re
 import shlex
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.console import command
+from bench.console.children import Children
 from bench.console.escape import file_name, visible
 from bench.leaderboard.frame import Table, tables
 from bench.plots import sweeps
@@ -25,7 +25,7 @@ from bench.plots.cost import cost
 from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
 from bench.plots.panels import label_noise, layers, sample_size, strength
-from bench.plots.style import NoSuchPage, NothingToDraw, Width, files, laid_out, save
+from bench.plots.style import NoSuchPage, NothingToDraw, Width, laid_out, save
 from bench.plots.tampering import fine_tuned, tampering
 from bench.plots.tradeoff import tradeoff
 from bench.plots.training import trained, training
@@ -203,8 +203,8 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    processes: the number of forked processes that write the files while this one draws; allowed only in a process
-        without threads. With 0, and on systems other than Linux, this process writes the files.
+    processes: the number of forked processes that write the files while this one draws (`bench.console.children`);
+        allowed only in a process without threads.
 
     Files are figures/NAME.pdf, .svg and .png; NAME-2 is for a second table, NAME_single for one column's width, NAME-p2
     for a second page. Figures of one model alone are in a folder with its name.
@@ -224,47 +224,12 @@ def write(
             else:
                 yield one.figure, folder, one.name
 
-    if processes and sys.platform == "linux":  # macOS can fork too, but its libraries may crash in a child
-        # Trials need no table, so their files are written while the tables are made.
-        written = in_children(ready(sorted(kinds, key=lambda kind: kind != "strength")), processes)
-    else:
-        written = [save(*one) for one in ready(kinds)]
-    return [*itertools.chain.from_iterable(written)], missing
-
-
-def in_children(figures: Iterable[tuple[Figure, Path, str]], processes: int) -> list[list[Path]]:
-    """Write figures, with their folders and names, in at most `processes` forks at a time; returns the files.
-
-    A figure is laid out in this process, since positions would depend on memory addresses of the child. If a child
-    fails to write a figure, this process writes it again, so that the error is reported.
-    """
-    written: list[list[Path]] = []
-    running: deque[tuple[Any, tuple[Figure, Path, str]]] = deque()
-
-    def finish() -> None:
-        child, one = running.popleft()
-        child.join()
-        if child.exitcode != 0:
-            save(*one)
-
-    for figure, folder, name in figures:
-        one = (laid_out(figure), folder, name)
-        while len(running) >= processes:
-            finish()
-        child = multiprocessing.get_context("fork").Process(target=_save_quietly, args=one)
-        child.start()
-        running.append((child, one))
-        written.append(files(folder, name))
-    while running:
-        finish()
-    return written
-
-
-def _save_quietly(figure: Figure, folder: Path, name: str) -> None:
-    try:
-        save(figure, folder, name)
-    except SetupError:  # the parent tries again and reports
-        raise SystemExit(1) from None
+    if processes:  # trials need no table, so their files are written while the tables are made
+        kinds = sorted(kinds, key=lambda kind: kind != "strength")
+    children = Children(processes)
+    # A figure is laid out in this process, since positions would depend on memory addresses of the child.
+    written = [children.start(partial(save, laid_out(one), place, name)) for one, place, name in ready(kinds)]
+    return [path for one in written for path in one.result()], missing
 
 
 def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:

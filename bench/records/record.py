@@ -235,10 +235,11 @@ def table(path: Path, name: str) -> pd.DataFrame:
 
 def arrow(path: Path, name: str) -> "pyarrow.Table":
     """Read the `items` or `scores` in the folder of a record as a table of pyarrow, in less time than `table`."""
+    from pyarrow import BufferReader
     from pyarrow.parquet import ParquetFile
 
-    with _reading(name), (path / f"{name}.parquet").open("rb") as file:
-        return ParquetFile(file).read(use_threads=False)
+    with _reading(name):  # from memory: column by column from the file it would take three times as long
+        return ParquetFile(BufferReader((path / f"{name}.parquet").read_bytes())).read(use_threads=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bench.console import command
+from bench.console.children import Children
 from bench.console.escape import visible
 from bench.files.atomic import write_whole
 from bench.leaderboard import formatting
@@ -34,10 +35,11 @@ class Built(NamedTuple):
     texts: int
 
 
-def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES) -> Built:
+def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES, processes: int = 0) -> Built:
     """Write `results`/report.html from `results`/runs; the same records and texts give the same bytes.
 
     prompts, samples: the page holds at most so many prompts of each suite and texts of each prompt; 0: none at all.
+    processes: the number of forked processes that help (`bench.console.children`).
 
     Raises:
         SetupError: there is no record of a test split, or the page cannot be written.
@@ -54,7 +56,8 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
     shown = [section(table, runs, store, prompts, samples) for table in found]
     if prompts and samples:
         skipped = [*skipped, *store.skipped]
-    html = render(shown, images.figures(results, found), skipped, len(records))
+    drawn = images.figures(results, found, Children(processes))
+    html = render(shown, drawn, skipped, len(records))
     path = results / "report.html"
     try:
         write_whole(path, html.encode())

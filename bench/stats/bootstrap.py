@@ -135,8 +135,19 @@ def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, 
     if n < 2 or len(drawn) == 0:
         return None, None
     tail = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
+    ordered = np.sort(drawn)
+    low, high = quantile(ordered, tail), quantile(ordered, 1 - tail)
+    return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)
+
+
+def quantile(ordered: Array, share: float) -> float:
+    """Return the bits of `np.quantile` of values in ascending order, which takes four times as long as sorting them."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    a, b, part = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)]), place - below
+    if a == b:
+        return a
+    return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part
 
 
 def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:

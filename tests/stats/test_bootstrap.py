@@ -12,6 +12,7 @@ from bench.stats.bootstrap import (
     draws,
     interval,
     paired_draws,
+    quantile,
     two_level,
     value_interval,
     wilson,
@@ -105,6 +106,18 @@ def test_what_has_no_interval():
     with pytest.raises(ValueError, match="no items to average"):
         paired_bootstrap(one, 0 * one, one, one)
     assert np.isnan(compared(1.0, 0.0, "reduction")) and np.isnan(compared(0.0, 0.0, "ratio"))
+
+
+def test_quantiles_have_the_bits_of_numpy():
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 3, 10, 199, 10_000):
+        for values in (
+            generator.normal(size=size),
+            generator.integers(0, 3, size) / 3,
+            np.exp(generator.normal(size=size)),
+        ):
+            for share in (0.0, 0.0133, 0.025, 0.5, 0.9751, 1.0):
+                assert quantile(np.sort(values), share) == np.quantile(values, [share])[0]
 
 
 def test_wilson_by_hand():

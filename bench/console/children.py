@@ -1,0 +1,79 @@
+"""Work done in forked processes, for the commands that only read records and draw: they have no threads to lose.
+
+A child works on the memory of its parent as it was, and sends back its result. Whatever fails in it is done again by
+the parent, which reports the error.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+Made = TypeVar("Made")
+
+
+class Later(Generic[Made]):
+    """A result that a child process is making; `result` waits for it."""
+
+    def __init__(self, work: Callable[[], Made], fork: bool) -> None:
+        self._found = list[Made]()
+        if not fork:
+            self._found.append(work())
+            return
+        self._work: Callable[[], Made] | None = work
+        context = multiprocessing.get_context("fork")
+        self._end, other = context.Pipe(duplex=False)
+        self._child = context.Process(target=_send, args=(work, other), daemon=True)
+        self._child.start()
+        other.close()
+
+    def result(self) -> Made:
+        """Return what the work made."""
+        if not self._found:
+            with suppress(EOFError, OSError):  # the child failed
+                self._found.append(self._end.recv())
+            self._child.join()
+            self._end.close()
+            if not self._found and self._work is not None:
+                self._found.append(self._work())
+            self._work = None  # it may hold a figure
+        return self._found[0]
+
+
+class Children:
+    """At most so many child processes at a time; with 0, and on systems other than Linux, this process does the work.
+
+    macOS can fork too, but its libraries may crash in a child.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes if sys.platform == "linux" else 0
+        self._running: deque[Later[Any]] = deque()
+
+    def start(self, work: Callable[[], Made]) -> Later[Made]:
+        """Begin the work, after a child has ended if there are too many of them."""
+        while self._running and len(self._running) >= self.processes:
+            self._running.popleft().result()
+        begun = Later(work, fork=self.processes > 0)
+        if self.processes:
+            self._running.append(begun)
+        return begun
+
+
+def spare() -> int:
+    """Return how many child processes help a command: one for each CPU, four at most; none if there is one CPU."""
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    return min(cpus, 4) if cpus > 1 else 0
+
+
+def _send(work: Callable[[], Any], end: Connection) -> None:
+    """Do the work in a child and send its result; if it fails, end without one."""
+    try:
+        end.send(work())
+    except Exception:  # the parent does it again and reports the error
+        raise SystemExit(1) from None
+    end.close()

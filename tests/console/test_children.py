@@ -1,0 +1,41 @@
+"""Work in child processes: the results are those of one process, and a failure is the parent's."""
+
+import os
+
+import pytest
+
+from bench.console.children import Children, Later, spare
+
+
+def test_children_send_back_what_they_made():
+    me, children = os.getpid(), Children(2)
+    begun = [children.start(lambda i=i: (i, os.getpid())) for i in range(5)]
+    found = [one.result() for one in begun]
+    assert [number for number, _ in found] == [*range(5)]
+    assert me not in {process for _, process in found} and begun[0].result() == found[0]
+
+
+def test_without_children_this_process_does_the_work():
+    assert Children(0).start(os.getpid).result() == os.getpid()
+
+
+def test_what_fails_in_a_child_fails_in_the_parent():
+    def fails():
+        raise ValueError(f"in {os.getpid()}")
+
+    with pytest.raises(ValueError, match=f"in {os.getpid()}"):
+        Later(fails, fork=True).result()
+
+
+def test_a_child_that_is_killed_costs_nothing():
+    me = os.getpid()
+    assert Later(lambda: "done" if os.getpid() == me else os.kill(os.getpid(), 9), fork=True).result() == "done"
+
+
+def test_a_result_that_cannot_be_sent_is_made_again():
+    assert Later(lambda: lambda: 1, fork=True).result()() == 1
+
+
+def test_one_cpu_needs_no_child(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert spare() == 0
