@@ -106,7 +106,7 @@ class Sweep:
                 console.print(terminal(line))
         if all(cfg.runtime.offline for cfg in configs):
             network.forbid()
-        alone = [command_line.alone(command.called("run"), job) for job in jobs]
+        alone = [command_line.alone(command.called("run"), job) for job in jobs] if len(jobs) > 1 else [""]
         if any(cfg.runtime.get("dry_run") for cfg in configs):
             from bench.run import dry_run
 
@@ -122,8 +122,8 @@ class Sweep:
             failures = _compute(configs, self.session, typed, alone)
         if failures:
             tell(failures)
-            again = "the same command computes only what is missing"
-            console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
+            again = "correct it and run the command again; " if exit_code(failures) == 2 else "run the command again: "
+            console.print(f"{len(failures)} of {len(configs)} cells failed; {again}only what is missing is computed")
         else:
             finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])
         if len(failures) < len(configs) and any((self.results / "runs" / "records").glob("*/record.json")):

@@ -43,7 +43,8 @@ def _run(results: Path, every: bool, as_json: bool) -> int:
         print(json.dumps([sweep_state.as_json(one) for one in found], indent=1))
         return 0 if found else 2
     if not found:
-        command.complain(f"no sweep found under {results / 'runs'}; name the results folder with --results")
+        see = "name another folder with --results, or see its records with `python -m bench.ls`"
+        command.complain(f"no sweep is noted under {results / 'runs'}; {see}")
         return 2
     for sweep in found:
         show(sweep, every)

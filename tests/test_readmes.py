@@ -181,7 +181,7 @@ def test_the_table_of_methods_is_that_of_the_classes():
 
 
 def test_the_architectures_listed_are_those_tested():
-    told = " ".join(section(METHODS, "An architecture").split())
+    told = " ".join(section(METHODS, "Model architectures").split())
     listed = told.split("random models: ")[1].split(". Models with")[0]
     names = {re.sub(r"[\s\-]", "", one).lower() for one in listed.split(",")}
     assert names == {name.replace("_", "") for name in set(CONFIGS) - VARIANTS}

@@ -183,7 +183,7 @@ def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[t
     if value is False and "off" in choices:
         told += '; without quotes off is false in YAML: write "off"'
     if isinstance(value, float) and not _finite(value) and float in options(hint):
-        told += "; nan and inf are none"
+        told += "; nan and inf are not allowed"
     if isinstance(value, str) and not _written(value):
         told += " without NUL characters and broken letters"
     yield key, told

@@ -179,11 +179,14 @@ def check_target(target: Path, name: str, *, overwrite: bool) -> None:
 def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     """Fit if needed, measure the effect, and write the export; returns the facts."""
     from bench.console.progress import Bar
-    from bench.export.effect import Steered, measure
+    from bench.export.effect import ALL_TOKENS, Steered, measure
     from bench.files import atomic
     from bench.run.session import torch_threads
 
-    strength = cell.cfg.strength
+    strength, scope = cell.cfg.strength, cell.method.scope
+    if scope not in (None, "all"):  # found before anything is fitted
+        told = f"{cell.label(strength)} cannot be exported: method.scope={scope} acts on some tokens"
+        raise SetupError(f"{told}, and what is exported acts on every token; {ALL_TOKENS}")
     cell.fetch_model()  # it prints, so it has to run before the bar is shown
     with torch_threads(cell.threads):
         with Bar({} if cell.fit.store.is_stored else cell.fit.tokens()) as cell.session.bar:

@@ -158,6 +158,9 @@ def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], k
     return torch.cat([part[key][i] for part in parts]).clone()  # (T, D)
 
 
+ALL_TOKENS = "set method.scope=all, which steers differently, so measure that too before you use the export"
+
+
 def _beyond(
     vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[Text], scoped: bool
 ) -> str | None:
@@ -180,7 +183,7 @@ def _beyond(
             where = "only at the first tokens of a text"
         else:
             where = "only in the prompt" if last == 0 else "only at some positions"
-        step = "; set method.scope=all, which is another steering: measure that one too" if scoped else ""
+        step = f"; {ALL_TOKENS}" if scoped else ""
         return f"it acts {where}, and what is exported acts on every token{step}"
     if not all(torch.equal(one, vector.expand_as(one)) for one in added):
         return "it adds another vector at each position"

@@ -175,7 +175,10 @@ class LabelledSet(LabelledTexts):
         return {"source": self.sources.locate(self.data, self.config, self.split).identity()}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return the rows of the split. Raises SetupError if no source has it, or if it lacks the columns or texts."""
+        """Return the rows of the split, and facts about it.
+
+        Raises SetupError if no source has the split, or if it lacks the columns or texts.
+        """
         located, rows = loaded(self.sources, self.data, self.config, self.split, self.columns)
         if not all(isinstance(row[self.text], str | None) for row in rows):
             raise SetupError(f"labelled.text={self.text}: this column of {located} holds no texts; name another")

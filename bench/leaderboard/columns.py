@@ -288,8 +288,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="feasible", about="Whether a strength kept within the bounds of tuning on the dev split.",
            dtype="boolean"),
     Column(name="bounds", about="Whether the bounds of tuning hold on the test split by their 95% intervals: kept, "
-           "violated (then the row is not ranked), or not resolved.", page="bounds", cell=words("bounds"), part=TRADE,
-           numeric=False),
+           "violated (then the row is not ranked), or not resolved.", page="bounds on test",
+           cell=words("bounds"), part=TRADE, numeric=False),
     Column(name="bounds_decided_by", about="The bounds that are violated, or not resolved."),
     Column(name="undefined_resamples", about="Resamples of the bootstrap in which an effect has no value, such as a "
            "ratio to 0; they are left out of all of its numbers.", dtype="Int64"),
@@ -332,11 +332,11 @@ COLUMNS: tuple[Column, ...] = (
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
                   "each capped at 1, with its interval."),
     Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
-           "of fluency or accuracy that is lost; gains do not count); none for a row that lacks a suite of "
-           "other rows.", higher_is_better=True, format=signed,
+           "of fluency or accuracy that is lost; gains do not count); empty if the row lacks a suite in which "
+           "other rows were measured.", higher_is_better=True, format=signed,
            page="net", part=TRADE),
     Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share; "
-           "none for a row that lacks a suite of other rows.",
+           "empty if the row lacks a suite in which other rows were measured.",
            higher_is_better=False, page="entanglement", part=TRADE),
     Column(name="vs_control", about="The difference of the main metric from the method's own control, or from the "
            "random direction, on the same prompts of the test split, with its paired 95% interval; *: p < "

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     stopping.begin()
     gc.set_threshold(200_000, 20, 100)  # a tenth of the time goes into looking for garbage otherwise
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +55,9 @@ def _run(results: Path, prompts: int, samples: int) -> None:
 
 def count(text: str) -> int:
     """Read a whole number that is not negative."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def summary(table: Table, row: Row, numbers: Line) -> str:
     if pd.notna(numbers["collapsed"]) and numbers["collapsed"]:
         told.append(f"The text has collapsed: {numbers['collapse_reason']}.")
     elif pd.notna(numbers["feasible"]) and not numbers["feasible"]:
-        told.append("No strength kept the bounds of tuning.")
+        told.append("No strength kept the bounds of tuning on the dev split.")
     return " ".join(told)
 
 
@@ -301,9 +301,9 @@ def learnt(row: Row) -> list[Facts]:
     """The training data of the method, and the facts that its fit recorded."""
     data = row.data.to_json() if row.data else {}
     data.pop("sources", None)  # among the sources
-    note = "of the first fit" if len(row.fits) > 1 else ""
+    first = " (first fit)" if len(row.fits) > 1 else ""
     found_out = list(flat((row.facts.facts if row.facts else None) or {}))
-    return [Facts("Training data", list(flat(data)), note), Facts("Facts of the fit", found_out, note)]
+    return [Facts(f"Training data{first}", list(flat(data))), Facts(f"Facts of the fit{first}", found_out)]
 
 
 def suites(row: Row) -> list[Facts]:

@@ -9,12 +9,14 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from bench.config.build import class_of
 from bench.config.item_limit import CUT
 from bench.console import command, stopping
 from bench.console.escape import terminal
@@ -326,7 +328,7 @@ def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
 
 def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Cell, dict[str, float]] | Failure:
     """Return the cell and what it has to compute; checks the method and, if `weights`, fetches the model's weights."""
-    cell = bounded(cfg, str(cfg.method._target_).rpartition(".")[2], lambda: Cell(cfg, session))
+    cell = bounded(cfg, _named(cfg), lambda: Cell(cfg, session))
     if isinstance(cell, Failure):
         return cell
 
@@ -339,6 +341,14 @@ def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Ce
         return cell, stages
 
     return bounded(cfg, cell.label(), look)
+
+
+def _named(cfg: DictConfig) -> str:
+    """Return the name of a config's method, for a cell that cannot be made; that of the class if it has no other."""
+    target = str(cfg.method._target_)
+    with suppress(SetupError, AttributeError):
+        return str(class_of(target).name)  # type: ignore[attr-defined]
+    return target.rpartition(".")[2]
 
 
 def ready(

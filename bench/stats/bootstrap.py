@@ -192,8 +192,8 @@ def one_more_draw(values: Array, least: float = 0.0) -> Array:
 
     It is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation,
     which assumes that the values scatter normally. least: a standard deviation that is taken in place of a smaller one.
-    Values of fits on the same items also scatter by what items and fits have in common; that part stays in, since an
-    estimate of what is left without it would be 0 for a few fits that happen to lie close together.
+    Values of fits on the same items also scatter by the interaction of items and fits. It is not subtracted: the
+    estimated variance would then be 0 for a few fits that happen to lie close together.
     """
     count = len(values)
     seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits

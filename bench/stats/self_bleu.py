@@ -54,7 +54,7 @@ class References:
                     self._most[gram] = (most, owner, max(other, count))
 
     def self_bleu(self, item: Hashable, texts: Sequence[str]) -> float:
-        """Return the mean BLEU (0 to 1) of an item's texts against references of other items; 1 for copies."""
+        """Return the mean BLEU (0 to 1) of an item's texts against texts of other items; 1 if each is a copy of one."""
         left_out = item if item in self._lengths else self._items[-1]
         lengths = {one for other, some in self._lengths.items() if other != left_out for one in some}
         return sum(self._bleu(text.split(), left_out, lengths) for text in texts) / len(texts)

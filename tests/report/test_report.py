@@ -523,7 +523,7 @@ def test_it_says_where_it_is_and_what_was_skipped(tmp_path, capsys):
     assert f"record {broken.name} skipped" in (tmp_path / "report.html").read_text()
     with pytest.raises(SystemExit):
         main(["--results", str(tmp_path), "--prompts", "-1"])
-    assert "invalid count value: '-1'" in capsys.readouterr().err
+    assert "'-1': expected a whole number, 0 or more" in capsys.readouterr().err
 
 
 # -- colours ---------------------------------------------------------------------------------------------------------
