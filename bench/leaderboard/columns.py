@@ -507,6 +507,7 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
                page=headline_title(metric, toxicity), cell=_own(metric), shown=True),
         Column(name=f"{metric}.delta", about=f"The difference of {metric_title(metric)} from unsteered on the same "
                "items, with its 95% interval (paired bootstrap).", text="change", told=change,
+               latex="" if toxicity else "change",  # beside a reduction of toxicity it has no room
                page="change", cell=change_cell, shown=True,
                legend=f"difference from unsteered on the same prompts, ± half of its {LEVEL:.0%} interval (paired "
                       "bootstrap)."),

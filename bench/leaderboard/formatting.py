@@ -189,6 +189,11 @@ def told_first(table: Table) -> list[str]:
     if table.tasks:
         told = [f"{task.name} {task.accuracy:.2f} ({number(task.chance)}; n={task.n})" for task in table.tasks]
         lines.append(f"Capability, unsteered accuracy (chance): {', '.join(told)}")
+    if table.aims.headline in table.paired.first_in_tests:
+        lines.append(
+            "The change uses all texts of the unsteered model; p and * use only its first ones, as many as the methods "
+            "have, since the differences are skewed."
+        )
     return lines
 
 

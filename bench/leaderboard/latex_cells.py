@@ -34,6 +34,8 @@ def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -
         return Block(head, [strength(row) for row in rows], "l")
     if column.name == "group":
         return Block(head, [letters(row["group"]) for row in rows], "")
+    if column.name == f"{table.aims.headline}.delta":
+        return Block(head, [with_interval(row, column.name, bold=False) for row in rows])
     if column.name in DERIVED:
         return Block(head, [with_interval(row, column.name, bold=i in bold) for i, row in enumerate(rows)])
     return Block(head, [star(number(row[column.name]), row) for row in rows])

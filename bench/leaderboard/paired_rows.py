@@ -47,7 +47,7 @@ class PairedRows:
         an estimate from more texts could not: where scores are skewed, so is the difference, and a test that swaps them
         finds too much. The choice is the same for all rows.
         """
-        uneven = [name for name in self.first_known - self.first if self.is_skewed(name)]
+        uneven = self.first_in_tests
         if not uneven:
             return self.pairs
         others = self.beside_first
@@ -58,6 +58,11 @@ class PairedRows:
             ]
             for row, fits in self.pairs.items()
         }
+
+    @cached_property
+    def first_in_tests(self) -> frozenset[str]:
+        """The metrics that are compared with all texts of the unsteered model, but tested against its first k."""
+        return frozenset(name for name in self.first_known - self.first if self.is_skewed(name))
 
     def is_skewed(self, name: str) -> bool:
         """Whether differences from all texts of the unsteered model are skewed: over the rows, or from its own first k.

@@ -533,8 +533,8 @@ def test_gguf_has_no_block_0(world, tmp_path, capsys):
         (["-m", "method=caa", "strength=1,2", "format=gguf"], "leave out -m"),
         (["method=caa", "strength=1,2", "format=gguf"], "this names 2 cells"),
         (["method=caa", "strength=2", "format=gguf", "output=v.bin"], "a name that ends in .gguf"),
-        (["method=caa", "strength=2", "format=gguf"], "method.scope=generation acts on some tokens, and what is exported "
-         "acts on every token; set method.scope=all"),
+        (["method=caa", "strength=2", "format=gguf"], "method.scope=generation acts on some tokens, and what is "
+         "exported acts on every token; set method.scope=all"),
         (["method=caa", "method.scope=all", "strength=2", "format=peft"], "adds a vector at the output of block 2; use "
          "format=bias or format=lm_eval or format=gguf"),
         (["method=detox", "strength=1", "format=lm_eval"], "edits 3 weights; use format=checkpoint or format=peft"),

@@ -69,6 +69,7 @@ def test_skewed_scores_are_tested_on_equally_many_texts(tmp_path):
         heavy[:, :5].max(1)[np.argsort(names(120))]
     )
     assert found.paired.for_tests is not found.paired.pairs
+    assert any("p and * use only its first ones" in line for line in formatting.notes(found))
 
 
 def names(n) -> list[str]:
@@ -84,6 +85,7 @@ def test_even_scores_are_tested_on_all_texts(tmp_path):
     row(tmp_path, "caa", generator.random(400))
     found = table(tmp_path)
     assert found.paired.for_tests is found.paired.pairs
+    assert not any("first ones" in line for line in formatting.notes(found))
 
 
 def test_draws_that_lie_close_by_chance_are_no_proof(tmp_path):
