@@ -1,3 +1,4 @@
+import ast
 import re
 import subprocess
 import sys
@@ -46,6 +47,26 @@ def test_an_extra_is_what_nothing_else_needs():
     assert {name.replace("_", "-") for name in extras | mandatory} - {"pip"} <= {
         one.replace("_", "-") for one in pinned
     }
+
+
+IMPORTED_AS = {
+    "alt-profanity-check": "profanity_check", "hydra-core": "hydra", "lm-eval": "lm_eval",
+    "pyspellchecker": "spellchecker", "pyyaml": "yaml", "scikit-learn": "sklearn",
+}  # fmt: skip
+"""Distributions whose package has another name."""
+
+
+def test_what_is_imported_is_declared_and_nothing_else():
+    found = set()
+    for path in [*(ROOT / "bench").rglob("*.py"), *(ROOT / "methods").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            found |= {name.partition(".")[0] for name in names}
+    ours = {"bench", "methods", "submitit"}  # submitit comes with its launcher
+    declared = {IMPORTED_AS.get(one, one.replace("-", "_")) for one in map(plain, PROJECT["dependencies"])}
+    others = {"pip", "accelerate"}  # run as a command; needed by transformers for GGUF
+    assert found - set(sys.stdlib_module_names) - ours - OPTIONAL == declared - others
 
 
 def test_the_page_says_which_extra_all_leaves_out():
