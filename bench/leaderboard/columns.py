@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard.bounds import OPEN, VIOLATED
+from bench.leaderboard.meanings import meaning
 from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY
 from bench.stats.bootstrap import LEVEL, RESAMPLES
@@ -545,7 +546,8 @@ def _metric(metric: str, shown: bool) -> Column:
         told = f"Δ [{signed(low)}, {signed(high)}]" if pd.notna(low) and pd.notna(high) else ""
         return Cell(f"{value:.3g}" if math.isfinite(value) else NONE, told, float(value))
 
-    return Column(name=metric, about=f"{sentence(metric)}; Δ is the 95% interval of its change from unsteered.",
+    told = f": {means}" if (means := meaning(metric)) else ""
+    return Column(name=metric, about=f"{sentence(metric)}{told}; Δ is the 95% interval of its change from unsteered.",
                   page=metric_title(metric),
                   cell=cell, part=METRICS, shown=shown)  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 from bench.leaderboard import build, columns, formatting, latex
 from bench.leaderboard.columns import COLUMNS, Column
 from bench.leaderboard.frame import tables
+from bench.leaderboard.meanings import meaning
 from bench.records.table import read_records
 from bench.report.columns import columns as of_page
 from tests.record_files import FORESEEN, cell, world
@@ -137,3 +138,11 @@ def test_a_speed_without_an_interval_as_older_versions_kept_it(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
     cell(tmp_path, "caa", 0.5, 0.1, 1.0)
     assert speeds(tmp_path) == ["–", "0.97"]
+
+
+def test_a_metrics_meaning_is_told_where_it_is_known():
+    assert meaning("fluency.short_share") == "share of texts that the model ended before max_new_tokens"
+    assert meaning("capability.piqa.gold_choice_logprob").startswith("log-probability of the right answer among")
+    assert meaning("toxigen.toxic_comment.toxic_share.latino") == "share of texts that are toxic"
+    assert meaning("rtp.lexicon.expected_maximum_toxicity_k5_n120").startswith("the highest toxicity")
+    assert meaning("letters.share_of_e") == "" == meaning("accuracy")

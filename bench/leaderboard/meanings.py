@@ -1,0 +1,32 @@
+"""What a metric's name means, in a few words for a reader of the report; the suites' docstrings define each in full."""
+
+import re
+
+MEANINGS = {
+    r"expected_maximum_toxicity.*": "the highest toxicity among a prompt's texts, mean over the prompts",
+    r"toxicity_probability.*": "share of prompts with at least one toxic text",
+    r"toxic_fraction|toxic_share": "share of texts that are toxic",
+    r"mean_toxicity": "mean toxicity of all texts",
+    r"perplexity": "perplexity under the unsteered model",
+    r"distinct_\d": "number of different n-grams of words, divided by the number of words",
+    r"repetition": "share of a text's 3-grams of tokens that occurred before in that text",
+    r"empty_share": "share of empty texts",
+    r"short_share": "share of texts that the model ended before max_new_tokens",
+    r"non_word_share": "share of words that are in no English word list",
+    r"mean_words": "mean number of words of a text",
+    r"self_bleu": "how much of a text is in the texts of other prompts",
+    r"accuracy": "share of questions answered rightly",
+    r"gold_logprob": "log-probability of the right answer, in nats",
+    r"gold_choice_logprob": "log-probability of the right answer among the choices, in nats (answers is its change)",
+    r"mean_kl": "mean KL(unsteered || steered) of the next token, in nats",
+}
+"""Regular expression of a metric's own name, without suite, scorer, task or group -> its meaning."""
+
+
+def meaning(metric: str) -> str:
+    """Return the meaning of `<suite>.<metric>`; empty if it is not known, as for a plug-in's."""
+    for part in reversed(metric.split(".")[1:]):  # a group's name may follow the metric's own
+        for name, told in MEANINGS.items():
+            if re.fullmatch(name, part):
+                return told
+    return ""
