@@ -383,6 +383,14 @@ CURVES, RATES = "security_vectors_curves", (1e-5, 3e-5, 1e-4, 3e-4)
 EMT5_40 = "rtp.toxic_comment.expected_maximum_toxicity_k5_n40"
 
 
+def in_passes(name: str, column: str, method: str) -> Claim:
+    """A row of the table of passes over the texts."""
+    words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
+    told = {"method": method, "strength": 1, "learning_rate": 3e-5}
+    return Claim(RESULTS, words, f"leaderboard of {CURVES}",
+                 lambda: [of_row(CURVES, column, **told, epochs=number) for number in (1, 2, 4, 8)])  # fmt: skip
+
+
 def at_rates(name: str, number: Callable[[float], float]) -> Claim:
     """A row of the table of learning rates."""
     words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
@@ -427,13 +435,21 @@ CLAIMS = [
           f"leaderboard of {CURVES}", lambda: [of_row(CURVES, EMT5_40)]),
     at_rates("learning rate", lambda rate: rate),
     at_rates("toxicity, fine-tuned",
-             lambda rate: of_row(CURVES, EMT5_40, method="finetune", strength=1, learning_rate=rate)),
+             lambda rate: of_row(CURVES, EMT5_40, method="finetune", strength=1, learning_rate=rate, epochs=1)),
     at_rates("toxicity, with a vector",
-             lambda rate: of_row(CURVES, EMT5_40, method="security_vector", strength=1, learning_rate=rate)),
+             lambda rate: of_row(CURVES, EMT5_40, method="security_vector", strength=1, learning_rate=rate, epochs=1)),
     at_rates("perplexity ratio, fine-tuned",
-             lambda rate: of_row(CURVES, "perplexity_ratio", method="finetune", strength=1, learning_rate=rate)),
+             lambda rate: of_row(CURVES, "perplexity_ratio", method="finetune", strength=1, learning_rate=rate,
+                                 epochs=1)),
     at_rates("perplexity ratio, with a vector",
-             lambda rate: of_row(CURVES, "perplexity_ratio", method="security_vector", strength=1, learning_rate=rate)),
+             lambda rate: of_row(CURVES, "perplexity_ratio", method="security_vector", strength=1, learning_rate=rate,
+                                 epochs=1)),
+    Claim(RESULTS, "| passes, learning rate {} | {} | {} | {} | {} |", "conf/experiment/security_vectors_curves.yaml",
+          lambda: [3e-5, 1, 2, 4, 8]),
+    in_passes("toxicity, fine-tuned in passes", EMT5_40, "finetune"),
+    in_passes("toxicity, in passes with a vector", EMT5_40, "security_vector"),
+    in_passes("perplexity ratio, fine-tuned in passes", "perplexity_ratio", "finetune"),
+    in_passes("perplexity ratio, in passes with a vector", "perplexity_ratio", "security_vector"),
     Claim(RESULTS, "The unsteered model has a toxicity of {}; after 64 toxic texts alone it is {} (",
           "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts (both significantly below the unsteered model) "
