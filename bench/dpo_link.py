@@ -30,7 +30,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.console import command
+from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
 from methods.errors import SetupError
@@ -161,7 +161,7 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
     from bench.plots import style
 
     path = results / "dpo_link.csv"
-    write_whole(path, frame.to_csv(index=False))
+    write_whole(path, escape.csv(frame))
     return [path, *style.save(figure(frame), results / "figures", "dpo_link")]
 
 

@@ -1,4 +1,8 @@
-"""The pages of `python -m bench --help`, made from the YAML files and their comments."""
+"""The pages of `python -m bench --help`, made from the YAML files and their comments.
+
+PyYAML says where each option stands, and its comment is the rest of that line. A parser that keeps comments, as ruamel
+does, would be a dependency for this page alone.
+"""
 
 import itertools
 import textwrap

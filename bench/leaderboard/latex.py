@@ -1,7 +1,8 @@
 r"""The leaderboard as LaTeX that fits a two-column paper: `\input{leaderboard}` with `\usepackage{booktabs}`.
 
 A table that fits the narrowest column of the field's styles is a `table`, any other a `table*`. A table that does not
-fit a page is split. Methods have the titles by which papers know them, with a `\cite` of methods.bib.
+fit a page is split. Methods have the titles by which papers know them, with a `\cite` of methods.bib. The tables are
+written here and not by pandas' Styler, which knows no widths: it can neither choose between the two nor split a table.
 
 """
 

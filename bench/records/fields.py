@@ -112,6 +112,16 @@ class ModelFacts(Fields):
         return threads if isinstance(threads, int) else None
 
     @property
+    def chat(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template."""
+        return bool(self.stored.get("chat"))
+
+    @property
+    def judges_answers(self) -> bool:
+        """Whether only the answer is judged, without the thoughts before it (`bench.model.thinking`)."""
+        return self.stored.get("judged") == "answer"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything but the name, which changes no number."""
         return {key: value for key, value in self.to_json().items() if key != "name"}

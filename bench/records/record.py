@@ -123,6 +123,12 @@ class Record(Fields):
         return steering_identity(self.fit_id, self.method.to_json(), self.method.strength)
 
     @property
+    def template(self) -> str | None:
+        """The text around each prompt of the suite; None if the suite has none."""
+        template = (self.settings or {}).get("template")
+        return template if isinstance(template, str) else None
+
+    @property
     def dev_k(self) -> int | None:
         """The number of texts that the suite samples for each prompt on the dev split; None if it samples none."""
         k = (self.settings or {}).get("dev_k")

@@ -131,7 +131,7 @@ def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
     items = prompts_of(scores)
     if not record.sampling or not items:
         return []
-    template = str((record.settings or {}).get("template") or PLACE)
+    template = record.template or PLACE
     fitting = {name: one for name, one in store.asked.items() if one.samples == scores["sample"].nunique()}
     if record.generations is None:
         return looked_for(fitting, record, items, template)
@@ -285,7 +285,7 @@ def side(store: Store, sampled: Sequence[_Sampled], prompts: int, samples: int) 
     for label, own in by_label.items():
         texts: list[list[str]] = []
         for block in own[0].blocks:
-            answers = own[0].record.model.identity.get("judged") == "answer"
+            answers = own[0].record.model.judges_answers
             texts += store.texts(block.folder, prompts - len(texts), samples, answers)
         written.append(Written(label, texts, scores_of(own, scorers, texts)))
     methods = [i for i, own in enumerate(by_label.values()) if not own[0].control]

@@ -13,7 +13,7 @@ from bench.suites.continued import Continued
 from methods.base import Demand
 from methods.training_memory import readable
 
-PROMPT_TOKENS = 100  # of a prompt in the estimate of a batch: those of ToxiGen, which are the longest
+PROMPT_TOKENS = 100  # of a prompt in the estimate of a batch: those of the suite with the longest prompts
 
 Planned = Sequence[tuple[Cell, Mapping[str, float]]]
 """Cells, each with the tokens that it has to compute, by stage."""

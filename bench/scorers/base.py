@@ -48,11 +48,18 @@ def networks(scorer: Scorer) -> tuple[str, ...]:
 
     A scorer of another name or label that reads the same network or word list gives the same, so it is not independent.
     """
-    if parts := getattr(scorer, "parts", None):
-        found = {one for part in parts.values() for one in (part.name, *networks(part))}
+    if isinstance(scorer, Combined):
+        found = {one for part in scorer.parts.values() for one in (part.name, *networks(part))}
         return tuple(sorted(found))
     own = {key: value for key, value in named(scorer).items() if key not in SHOWN}
     return (digest({"class": type(scorer).__qualname__} | own),)
+
+
+@runtime_checkable
+class Combined(Protocol):
+    """A scorer that is made of others, by name."""
+
+    parts: Mapping[str, Scorer]
 
 
 @runtime_checkable

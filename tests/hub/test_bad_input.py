@@ -30,8 +30,8 @@ def each_way(hub, tmp_path, place):
     hub.add("models", NAME, place)
     forget()
     yield lambda: load_lm(str(place))
-    yield lambda: cell(tmp_path).lm
-    yield lambda: cell(tmp_path, f"model.path={place}", "model.id=null", "model.name=x").lm
+    yield lambda: cell(tmp_path).model.lm
+    yield lambda: cell(tmp_path, f"model.path={place}", "model.id=null", "model.name=x").model.lm
 
 
 @pytest.mark.parametrize("kind", list(OTHERS))
