@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 from bench.leaderboard import tradeoff
 from bench.leaderboard.pairing import Pairs, change, over
 from bench.leaderboard.tradeoff import BootstrapEstimate
+from bench.records.fields import Bound
 from bench.stats.metrics import Metric
 
 KEPT, VIOLATED, OPEN = "kept", "violated", "not resolved"
 
-OLDEST: Mapping[str, Mapping[str, str]] = {
-    "perplexity_ratio": {"suite": "fluency", "metric": "perplexity", "compare": "ratio", "end": "at_most"},
-    "distinct_2_ratio": {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "end": "at_least"},
-    "repetition_increase": {"suite": "fluency", "metric": "repetition", "compare": "increase", "end": "at_most"},
-    "empty_share_increase": {"suite": "fluency", "metric": "empty_share", "compare": "increase", "end": "at_most"},
-    "capability_drop": {"suite": "capability", "metric": "*.accuracy", "compare": "drop", "end": "at_most"},
+OLDEST = {
+    "perplexity_ratio": ("fluency", "perplexity", "ratio", "at_most"),
+    "distinct_2_ratio": ("fluency", "distinct_2", "ratio", "at_least"),
+    "repetition_increase": ("fluency", "repetition", "increase", "at_most"),
+    "empty_share_increase": ("fluency", "empty_share", "increase", "at_most"),
+    "capability_drop": ("capability", "*.accuracy", "drop", "at_most"),
 }
-"""Bound -> its meaning, for older records, which hold only the name and the number of a bound."""
+"""Bound -> suite, metric, comparison and kind of limit, for older records, which hold only its name and its number."""
 
 
 class Judged(NamedTuple):
@@ -32,13 +33,13 @@ class Judged(NamedTuple):
     names: tuple[str, ...]
 
 
-def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
+def judged(bounds: Mapping[str, Bound], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
     """Judge all bounds of a row: violated if one is, kept if all are; None if none could be judged.
 
     A single bound that was not measured, or has no interval, counts as open.
 
     Args:
-        bounds: suite, metric, compare, and at_most or at_least of each bound, by its name.
+        bounds: the bounds by name.
         pairs: for each fit its items beside the unsteered model's.
         metrics: the metrics of the table.
     """
@@ -50,25 +51,29 @@ def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics:
     return Judged(KEPT, ()) if found else None
 
 
-def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+def definitions(stored: Mapping[str, Bound] | None, values: Mapping[str, Any] | None) -> dict[str, Bound]:
     """Return the bounds of a tuning, by name. stored: as newer records hold them; values: name -> number."""
     if stored is not None:
-        return {name: dict(one) for name, one in stored.items()}
-    known = {name: dict(OLDEST[name]) for name in values or {} if name in OLDEST}
-    return {name: one | {one.pop("end"): (values or {})[name]} for name, one in known.items()}
+        return dict(stored)
+    found = {}
+    for name, value in (values or {}).items():
+        if name in OLDEST:
+            suite, metric, compare, limit = OLDEST[name]
+            found[name] = Bound.from_json({"suite": suite, "metric": metric, "compare": compare, limit: value})
+    return found
 
 
-def _one(bound: Mapping[str, Any], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> str | None:
+def _one(bound: Bound, pairs: list[Pairs], metrics: Mapping[str, Metric]) -> str | None:
     """Judge one bound: kept if the interval is inside, violated if it is outside, else open; None without one."""
-    wanted = f"{bound['suite']}.{bound['metric']}"
+    wanted = f"{bound.suite}.{bound.metric}"
     names = [name for name in metrics if fnmatchcase(name, wanted)]
-    estimate = _compared(bound["compare"], names, pairs, metrics) if names and pairs else None
+    estimate = _compared(bound.compare, names, pairs, metrics) if names and pairs else None
     low, high = (None, None) if estimate is None else estimate.estimate()[1:]
     if low is None or high is None:
         return None
-    if (most := bound.get("at_most")) is not None:
+    if (most := bound.at_most) is not None:
         return KEPT if high <= most else VIOLATED if low > most else OPEN
-    if (least := bound.get("at_least")) is None:
+    if (least := bound.at_least) is None:
         return None
     return KEPT if low >= least else VIOLATED if high < least else OPEN
 

@@ -83,6 +83,11 @@ def each(kind: type[Fields]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else tuple(map(kind.from_json, value))
 
 
+def by_name(kind: type[Fields]) -> Callable[[Any], Any]:
+    """Make a reader of parts by name, or null."""
+    return lambda value: None if value is None else {name: kind.from_json(one) for name, one in value.items()}
+
+
 def count(about: Mapping[str, Json]) -> int:
     """Return how many texts a data set has, by the facts about it; for a mixture, the sum over its parts."""
     own = next((found for key in ("pairs", "texts", "examples") if isinstance(found := about.get(key), int)), None)
@@ -320,6 +325,17 @@ class Trial(Fields):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound(Fields):
+    """A bound of tuning: a metric of a suite, how it is compared with the unsteered model, and its limit."""
+
+    suite: str
+    metric: str
+    compare: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tuned(Fields):
     """How a strength was chosen: the scorer, the objective, the bounds and the trials.
 
@@ -329,7 +345,7 @@ class Tuned(Fields):
     bounds: the constraints with their suite, metric and comparison; None in records of older versions.
     """
 
-    READ = {"trials": each(Trial)}
+    READ = {"trials": each(Trial), "bounds": by_name(Bound)}
 
     scorer: str | None
     objective: str
@@ -338,7 +354,7 @@ class Tuned(Fields):
     gain: str | None = None
     split: str | None = None
     constraints: Mapping[str, Json] | None = None
-    bounds: Mapping[str, Mapping[str, Json]] | None = None
+    bounds: Mapping[str, Bound] | None = None
     search: str | None = None
     feasible: bool | None = None
     chosen: float

@@ -26,7 +26,7 @@ from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Fit, Row
 from bench.records import identity, titles
-from bench.records.fields import Git, Provenance
+from bench.records.fields import Bound, Git, Provenance
 from bench.records.record import Record
 from bench.stats.bootstrap import LEVEL
 
@@ -277,10 +277,10 @@ def trials(fit: Fit, several: bool) -> Grid | None:
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip
 
 
-def bound(name: str, definition: Mapping[str, Any]) -> str:
+def bound(name: str, definition: Bound) -> str:
     """Return a bound of tuning as text: its name, its direction and its value."""
-    most = definition.get("at_most")
-    limit = f"≥ {told(definition['at_least'])}" if most is None else f"≤ {told(most)}"
+    most = definition.at_most
+    limit = f"≥ {told(definition.at_least)}" if most is None else f"≤ {told(most)}"
     return f"{name.replace('_', ' ')} {limit}"
 
 

@@ -7,6 +7,7 @@ import pytest
 from bench.leaderboard import bounds, columns
 from bench.leaderboard.bounds import KEPT, OPEN, VIOLATED, Judged
 from bench.leaderboard.frame import Table, tables
+from bench.records.fields import Bound
 from bench.records.table import read_records
 from bench.stats.bootstrap import RESAMPLES
 from bench.stats.metrics import Metric
@@ -31,6 +32,10 @@ NOISE = np.random.default_rng(0).normal(0, 1, 40)
 NOISE -= NOISE.mean()
 
 
+def judge(told, pairs, own):
+    return bounds.judged({name: Bound.from_json(one) for name, one in told.items()}, pairs, own)
+
+
 def pairs(own, base=0.5) -> pd.DataFrame:
     """40 items of the row and of the unsteered model, of weight 1."""
     index = [f"item{i:02d}" for i in range(40)]
@@ -43,7 +48,7 @@ def right(n: int) -> pd.DataFrame:
 
 
 def verdict(bound, **fit) -> str | None:
-    found = bounds.judged({"own": bound}, [{name.replace("__", "."): rows for name, rows in fit.items()}], METRICS)
+    found = judge({"own": bound}, [{name.replace("__", "."): rows for name, rows in fit.items()}], METRICS)
     assert found is None or found.names == (() if found.verdict == KEPT else ("own",))
     return found and found.verdict
 
@@ -98,11 +103,11 @@ def test_of_several_tasks_the_mean_drop_counts():
            "capability.piqa.gold_logprob": pairs(-99.0), "capability_detox.boolq.accuracy": right(0)}  # fmt: skip
     own = {name: one for name, one in METRICS.items() if name in fit}
     tight = {**DROP, "at_most": 0.2}
-    assert bounds.judged({"drop": tight}, [fit], own) == Judged(KEPT, ())  # .025, of 80 documents
+    assert judge({"drop": tight}, [fit], own) == Judged(KEPT, ())  # .025, of 80 documents
     fit["capability.piqa.accuracy"] = right(4)
-    assert bounds.judged({"drop": tight}, [fit], own) == Judged(VIOLATED, ("drop",))
+    assert judge({"drop": tight}, [fit], own) == Judged(VIOLATED, ("drop",))
     del fit["capability.piqa.accuracy"]  # of one task the row has no answers
-    assert bounds.judged({"drop": tight}, [fit], own) is None
+    assert judge({"drop": tight}, [fit], own) is None
 
 
 def test_one_violated_bound_decides_and_then_one_that_is_open():
@@ -112,21 +117,21 @@ def test_one_violated_bound_decides_and_then_one_that_is_open():
         "fluency.distinct_2": pairs(0.5),
         "fluency.repetition": pairs(0.5),
     }
-    assert bounds.judged(whole, [fit], METRICS) == Judged(KEPT, ())
+    assert judge(whole, [fit], METRICS) == Judged(KEPT, ())
     fit["fluency.repetition"] = pairs(0.55 + 0.1 * NOISE)
-    assert bounds.judged(whole, [fit], METRICS) == Judged(OPEN, ("rise",))
+    assert judge(whole, [fit], METRICS) == Judged(OPEN, ("rise",))
     fit["fluency.perplexity"] = pairs(LOSSES + 1, LOSSES)
     fit["fluency.distinct_2"] = pairs(0.1)
-    assert bounds.judged(whole, [fit], METRICS) == Judged(VIOLATED, ("ppl", "variety"))
+    assert judge(whole, [fit], METRICS) == Judged(VIOLATED, ("ppl", "variety"))
 
 
 def test_what_was_not_measured_is_not_resolved():
     fit = {"fluency.perplexity": pairs(LOSSES, LOSSES)}
-    assert bounds.judged({"ppl": PERPLEXITY, "drop": DROP}, [fit], METRICS) == Judged(OPEN, ("drop",))
-    assert bounds.judged({"drop": DROP}, [fit], METRICS) is None
-    assert bounds.judged({}, [fit], METRICS) is None and bounds.judged({"ppl": PERPLEXITY}, [], METRICS) is None
+    assert judge({"ppl": PERPLEXITY, "drop": DROP}, [fit], METRICS) == Judged(OPEN, ("drop",))
+    assert judge({"drop": DROP}, [fit], METRICS) is None
+    assert judge({}, [fit], METRICS) is None and judge({"ppl": PERPLEXITY}, [], METRICS) is None
     one_item = {"fluency.perplexity": pairs(LOSSES, LOSSES).iloc[:1]}
-    assert bounds.judged({"ppl": PERPLEXITY}, [one_item], METRICS) is None, "one item has no interval"
+    assert judge({"ppl": PERPLEXITY}, [one_item], METRICS) is None, "one item has no interval"
 
 
 def test_several_fits_keep_a_bound_together():
@@ -136,11 +141,11 @@ def test_several_fits_keep_a_bound_together():
         return [{"fluency.perplexity": pairs(LOSSES + np.log(one), LOSSES)} for one in times]
 
     bound = {"ppl": PERPLEXITY}
-    assert bounds.judged(bound, fits(1.1, 1.1, 1.1), METRICS) == Judged(KEPT, ())
-    assert bounds.judged(bound, fits(1.0, 1.2), METRICS) == Judged(OPEN, ("ppl",))  # Student's t of one degree
-    assert bounds.judged(bound, fits(1.0, 1.01, 1.02), METRICS) == Judged(KEPT, ())
-    assert bounds.judged(bound, fits(1.9, 2.0, 2.1), METRICS) == Judged(VIOLATED, ("ppl",))
-    assert bounds.judged(bound, [*fits(1.0), {}], METRICS) is None, "of one fit nothing is known"
+    assert judge(bound, fits(1.1, 1.1, 1.1), METRICS) == Judged(KEPT, ())
+    assert judge(bound, fits(1.0, 1.2), METRICS) == Judged(OPEN, ("ppl",))  # Student's t of one degree
+    assert judge(bound, fits(1.0, 1.01, 1.02), METRICS) == Judged(KEPT, ())
+    assert judge(bound, fits(1.9, 2.0, 2.1), METRICS) == Judged(VIOLATED, ("ppl",))
+    assert judge(bound, [*fits(1.0), {}], METRICS) is None, "of one fit nothing is known"
 
 
 # -- in a table --------------------------------------------------------------------------------------------------------
@@ -238,4 +243,4 @@ def test_a_ratio_to_zero_over_several_fits_is_violated():
     """A ratio of 0 has no logarithm, so the fits are averaged without it."""
     nothing = [{"fluency.distinct_2": pairs(np.zeros(40), np.full(40, 0.5))} for _ in range(2)]
     bound = {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "at_least": 0.9}
-    assert bounds.judged({"distinct": bound}, nothing, METRICS).verdict == VIOLATED
+    assert judge({"distinct": bound}, nothing, METRICS).verdict == VIOLATED

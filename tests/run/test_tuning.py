@@ -100,7 +100,7 @@ def test_the_record_holds_what_each_bound_is_of():
     looks |= {"capability": {"piqa.accuracy": 0.7}, "jailbreak": {"refusals": 0.9}}
     base = trial(bounded, 0, looks)
     found = Tuned.from_json(json.loads(json.dumps(choose(bounded, base, [base]).record())))
-    assert found.bounds == {
+    assert {name: one.to_json() for name, one in found.bounds.items()} == {
         "perplexity_ratio": {"suite": "fluency", "metric": "perplexity", "compare": "ratio", "at_most": 1.25},
         "distinct_2_ratio": {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "at_least": 0.9},
         "repetition_increase": {"suite": "fluency", "metric": "repetition", "compare": "increase", "at_most": 0.05},
@@ -108,7 +108,9 @@ def test_the_record_holds_what_each_bound_is_of():
         "capability_drop": {"suite": "capability", "metric": "*.accuracy", "compare": "drop", "at_most": 0.1},
         "own": own,  # a bound of 0 is one
     }
-    assert {name: one.get("at_most", one.get("at_least")) for name, one in found.bounds.items()} == found.constraints
+    assert {
+        name: one.at_least if one.at_most is None else one.at_most for name, one in found.bounds.items()
+    } == found.constraints
     own_alone = {name: one for name, one in found.bounds.items() if name != "own"}
     assert definitions(None, found.constraints) == own_alone, "of older records the bounds of conf/tuning are known"
     assert definitions(found.bounds, found.constraints) == found.bounds
@@ -193,7 +195,8 @@ def test_the_tuning_of_published_records_is_written_as_it_was():
             trial(tuned, each["strength"], look, base) for each, look in zip(one["trials"], metrics[1:], strict=True)
         ]
         written = choose(tuned, base, trials).record()
-        assert definitions(None, written["constraints"]) == written["bounds"], "which older records do not hold"
+        older = definitions(None, written["constraints"])  # records that do not hold the bounds themselves
+        assert {name: one.to_json() for name, one in older.items()} == written["bounds"]
         assert written == {"bounds": written["bounds"], **one}
 
 
