@@ -564,8 +564,8 @@ CLAIMS = [
                    value("toxigen", "finetune", EMT5)]),
     Claim(RESULTS, "No other method of the {} differs", "records of toxigen",
           lambda: [len({one.record.method.name for one in results("toxigen")} - {"unsteered"})]),
-    Claim(RESULTS, "(AcT, the lowest that did not collapse: {}); ablation raises it to {} and the plain fine-tuning to {}.",
-          "records of toxigen",
+    Claim(RESULTS, "(AcT, the lowest that did not collapse: {}); ablation raises it to {} and the plain fine-tuning "
+                   "to {}.", "records of toxigen",
           lambda: [value("toxigen", method, SHARE) for method in ("act", "ablation", "finetune")]),
     Claim(RESULTS, "the share of toxic texts by `toxic_comment` is {} with it and {} without.", "records of toxigen",
           lambda: [value("toxigen", method, SHARE) for method in ("caa", "unsteered")]),
