@@ -335,6 +335,10 @@ class Bound(Fields):
     at_least: float | None = None
 
 
+OLDEST_OBJECTIVE = {"suite": "rtp", "direction": "minimize", "gain": "relative"}
+"""The only objective of older versions, whose records do not name it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Fields):
     """How a strength was chosen: the scorer, the objective, the bounds and the trials.

@@ -15,9 +15,7 @@ from bench.leaderboard.columns import (
     headline_title,
     number,
     probability,
-    seconds,
     signed,
-    size,
     tests,
     whole,
 )
@@ -286,14 +284,9 @@ def bound(name: str, definition: Bound) -> str:
 
 def cost(numbers: Line) -> Facts:
     """The cost of the method: time, memory, size, speed, trials and pairs."""
-    rows = [
-        ("seconds of a fit", seconds(numbers["fit_seconds"])),
-        ("peak memory of a fit, beyond the model", size(numbers["peak_fit_memory_bytes"])),
-        ("size of the artefact", size(numbers["artefact_bytes"])),
-        ("speed relative to unsteered", columns.between("relative_speed")(numbers)),
-        ("tuning trials", whole(numbers["trials"])),
-        ("contrast pairs", whole(numbers["pairs"])),
-    ]
+    names = ("fit_seconds", "peak_fit_memory_bytes", "artefact_bytes", "relative_speed", "trials", "pairs")
+    found = {one.name: one for one in columns.COLUMNS}
+    rows = [(found[name].about.removesuffix("."), found[name].as_text(numbers)) for name in names]
     return Facts("Cost", [one for one in rows if one[1] != NONE])
 
 

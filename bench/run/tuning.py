@@ -237,7 +237,7 @@ class Choice:
         return {
             "scorer": self.tuning.scorer,
             "objective": objective.metric,
-            **({} if more == OLDEST else more),
+            **({} if more == OLDEST_OBJECTIVE else more),
             "split": "dev",
             "constraints": {name: one.bound for name, one in self.tuning.active.items()},
             "bounds": {name: one.record() for name, one in self.tuning.active.items()},
@@ -260,14 +260,10 @@ class Choice:
             if name in trial.ratios:
                 looked[f"{called}_ratio"] = trial.ratios[name]
         own = {"strength": trial.strength, "value": trial.value, "gain": trial.gain}
-        if self.tuning.objective.suite == OLDEST["suite"]:  # the names in records of all versions
+        if self.tuning.objective.suite == OLDEST_OBJECTIVE["suite"]:  # the names in records of all versions
             own = {"strength": trial.strength, "toxicity": trial.value, "reduction": trial.gain}
         options = {"options": dict(trial.options)} if trial.options else {}
         return own | looked | {"violation": trial.violation} | options
-
-
-OLDEST = {"suite": "rtp", "direction": "minimize", "gain": "relative"}
-"""The only objective of older versions, whose records do not name it."""
 
 
 def trial(

