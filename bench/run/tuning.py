@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+from bench.records.fields import OLDEST_OBJECTIVE
 from methods.errors import SetupError
 
 Metrics = Mapping[str, Mapping[str, float]]
