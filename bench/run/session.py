@@ -1,4 +1,4 @@
-"""What the cells of one process share."""
+"""The session of a process: what its cells share, and the number of threads that each of them computes with."""
 
 import time
 from collections.abc import Iterator

@@ -43,7 +43,7 @@ def results(swept, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def session():
-    """What cells share: the model is loaded once."""
+    """Return a session, so that its cells load the model only once."""
     return Session()
 
 
@@ -52,7 +52,7 @@ def cell(world, results, session) -> Cell:  # noqa: F811
 
 
 def unseal(path: Path) -> None:
-    """As an older version left a folder."""
+    """Remove the seal of a folder, which older versions did not write."""
     path.with_name(digests.SEAL).unlink()
 
 
