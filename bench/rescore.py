@@ -223,7 +223,7 @@ class Rescored:
         writer = Writer(self.model, self.steering, Sampling(**decoding))
         stored = functools.partial(Generations(runs / "generations").stored, writer)
         with unfinished.keeping(runs / "unfinished" / self.id, self.suite, *self.suite.judges):
-            answers = self.suite.answered("test", bool(self.model["chat"]), self.unsteered, stored)
+            answers = self.suite.answered("test", self.about.model.chat, self.unsteered, stored)
             found = self.suite.score(answers)
         judged = replace(
             self.about,

@@ -27,6 +27,10 @@ class FitSource(Protocol):
         """Return roughly how many tokens go through the model while the texts are made, for the progress bar."""
         ...
 
+    def origin(self) -> "FitSource":
+        """Return the source that makes the texts, of which this one may be a subset or a changed copy."""
+        return self
+
     def learnt(self) -> Learnt:
         """Return what no suite may ask a method that learns from this source."""
         return Learnt()

@@ -50,6 +50,10 @@ class Flipped(FitSource):
         """Count the tokens that the source takes; swapping takes none."""
         return self.source.tokens()
 
+    def origin(self) -> FitSource:
+        """Return the source whose pairs these are; they are made once for all its subsets and swapped copies."""
+        return self.source.origin()
+
     def learnt(self) -> Learnt:
         """Return what the source was made from, which a suite must not ask, swapped or not."""
         return self.source.learnt()

@@ -54,6 +54,10 @@ class Subset(FitSource):
         """Count the tokens that the source takes, since all of its pairs are made."""
         return self.source.tokens()
 
+    def origin(self) -> FitSource:
+        """Return the source whose pairs these are; they are made once for all its subsets and swapped copies."""
+        return self.source.origin()
+
     def learnt(self) -> Learnt:
         """Return what the source was made from, which a suite must not ask."""
         return self.source.learnt()

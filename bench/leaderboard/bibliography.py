@@ -17,18 +17,8 @@ def key(cite: str) -> str:
 
 def cited(method: MethodFacts) -> list[str]:
     """The arXiv ids of a method and of the methods that it is made of."""
-    parts = [titles.by_name(*one) for one in made_of(method)]
+    parts = [titles.by_name(one.name, one.class_path) for one in method.inner]
     return list(dict.fromkeys(one.cite for one in (titles.of_method(method), *parts) if one.cite))
-
-
-def made_of(method: MethodFacts) -> list[tuple[str, str | None]]:
-    """Return name and class path of each method that is a hyper-parameter of this one, as the parts of a stack are."""
-    found: list[tuple[str, str | None]] = []
-    for value in method.parameters.values():
-        inside = [value, *value.values()] if isinstance(value, dict) else []
-        parts = [one for one in inside if isinstance(one, dict) and {"name", "version", "parameters"} <= set(one)]
-        found += [(str(one["name"]), str(one["class"]) if "class" in one else None) for one in parts]
-    return found
 
 
 def document(methods: Iterable[MethodFacts]) -> str:

@@ -77,7 +77,7 @@ class Comparison:
     @cached_property
     def _controls(self) -> tuple[list[Row], list[Row]]:
         """The rows that are methods' own controls, and the random directions."""
-        random = [one for one in self.rows if one.columns["method"] == RANDOM]
+        random = [one for one in self.rows if one.about.method == RANDOM]
         return [one for one in self.rows if one.is_control and one not in random], random
 
     @cached_property

@@ -15,7 +15,7 @@ from bench.leaderboard.columns import NONE, Line, headline_title, lines, number,
 from bench.leaderboard.frame import FITS, Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls, has_collapsed
-from bench.records.fields import Decoding, Scorers
+from bench.records.fields import Decoding, Scorers, brief
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.records.record import Record
 from bench.stats.bootstrap import LEVEL
@@ -350,13 +350,6 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
         name = (called or {}).get(row["method"], name)
         found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found
-
-
-def brief(value: Any) -> Any:
-    """Shorten a hyper-parameter for a name: an inner method to its name, several parts to "a + b"."""
-    if not isinstance(value, Mapping):
-        return value
-    return value["name"] if "parameters" in value else " + ".join(str(brief(one)) for one in value.values())
 
 
 def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:

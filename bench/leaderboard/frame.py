@@ -127,8 +127,8 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
             alone = len(row.fits) == 1
             estimates = comparison.effects[row] if alone else comparison.effects.of([own])
             values = {name: one.value if one else math.nan for name, one in estimates.items()}
-            named = {"row": number, "method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
-            found.append({**named, "strength": fit.columns["strength"], **values})
+            named = {"row": number, "method": row.about.method, "fit_seed": fit.about.fit_seed}
+            found.append({**named, "strength": fit.about.strength, **values})
     return pd.DataFrame(found)
 
 
@@ -174,11 +174,11 @@ def identity(row: Row) -> dict[str, Any]:
     """Return the columns that identify a row, and the sources of variance that its intervals cover."""
     seeds = sorted({seed for one in row.records if (seed := one.sample_seed) is not None})
     return {
-        **{key: value for key, value in row.columns.items() if key not in ("fit_id", "fit_seed")},
+        **{key: value for key, value in row.about._asdict().items() if key not in ("fit_id", "fit_seed")},
         "strength": row.strengths[0] if len(row.strengths) == 1 else None,
         "strengths": listed([f"{one:g}" for one in row.strengths]),
         "fits": len(row.fits),
-        "fit_seeds": listed([str(s) for one in row.fits if (s := one.columns["fit_seed"]) is not None]),
+        "fit_seeds": listed([str(s) for one in row.fits if (s := one.about.fit_seed) is not None]),
         "sample_seeds": listed([str(seed) for seed in seeds]),
         "error_over": error_over(row),
         "feasible": all(one is not None and one.feasible for one in _tunings(row)) if row.tuning else None,
@@ -355,7 +355,7 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     found = difference(row, control, metric, row.metrics[metric].transform, least)
     if found is None:
         return dict.fromkeys(AGAINST_CONTROL)
-    several = control.columns["method"] != RANDOM and len(row.strengths) > 1
+    several = control.about.method != RANDOM and len(row.strengths) > 1
     if several or collapsed(control, comparison.baseline)[0] or np.isnan(found.draws).all():
         return dict.fromkeys(AGAINST_CONTROL) | {"vs_control": found.value}
     items = [fit.items()[metric].value for one in (row, control) for fit in one.fits]
@@ -384,7 +384,7 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 def error_over(row: Row) -> str:
     """Name the sources of variance that a row's intervals cover, and the fit seed where a single one is not covered."""
-    seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
+    seeded = any(fit.about.fit_seed is not None for fit in row.fits)
     if len(row.fits) > 1:
         return f"items and {len(row.fits)} fit seeds"
     return "items, not the fit (one seed)" if seeded and not row.is_baseline else "items"

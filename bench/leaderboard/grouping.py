@@ -4,7 +4,6 @@ Records that share `comparison` differ only in their steering, so their items ma
 """
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ from bench.records.fields import Cost, FitFacts, LearntFrom, Tuned, plain
 from bench.records.identity import digest
 from bench.records.names import BASELINE_FAMILY, CONTROL, is_control, order
 from bench.records.record import Record
-from bench.records.table import Result, identity_columns
+from bench.records.table import CellFacts, Result
 from bench.stats.metrics import FIRST, Metric
 
 
@@ -30,13 +29,14 @@ class Fit:
     def __init__(self, results: Iterable[Result]) -> None:
         self.results = sorted(results, key=_place)
         self.records = [one.record for one in self.results]
-        self.columns = identity_columns(self.records[0])
+        self.about = CellFacts.of(self.records[0])
+        self.method = self.records[0].method
         self._items: dict[frozenset[str] | None, dict[str, Items]] = {}
 
     @property
     def is_baseline(self) -> bool:
         """True for the unsteered model, with which every other row is compared."""
-        return bool(self.columns["family"] == BASELINE_FAMILY)
+        return self.about.family == BASELINE_FAMILY
 
     @property
     def data(self) -> LearntFrom | None:
@@ -90,8 +90,8 @@ class Row:
     """
 
     def __init__(self, fits: Iterable[Fit]) -> None:
-        self.fits = tuple(sorted(fits, key=lambda one: (one.columns["fit_seed"] or 0, one.columns["strength"])))
-        self.columns = self.fits[0].columns
+        self.fits = tuple(sorted(fits, key=lambda one: (one.about.fit_seed or 0, one.about.strength)))
+        self.about, self.method = self.fits[0].about, self.fits[0].method
         self.is_baseline = self.fits[0].is_baseline
         self.data, self.facts, self.tuning = self.fits[0].data, self.fits[0].facts, self.fits[0].tuning
         self.records = [record for fit in self.fits for record in fit.records]
@@ -101,33 +101,31 @@ class Row:
     @property
     def is_control(self) -> bool:
         """Whether the row is a control, with which methods are compared, and not a method."""
-        return is_control(self.columns["method"], self.columns["family"])
+        return is_control(self.about.method, self.about.family)
 
     @property
     def control_kind(self) -> str:
         """How a control was made, such as from pairs with swapped labels; for other rows the name of the method."""
-        about = self.records[0].method.control
-        return about.how if about else str(self.columns["method"])
+        return self.method.control.how if self.method.control else self.about.method
 
     def controls(self, other: "Row") -> bool:
         """Return whether this row is the control of the other, with its method, options, pairs and strength."""
-        about = self.records[0].method.control
-        if about is None or self.columns["method"] != other.columns["method"] + CONTROL:
+        control = self.method.control
+        if control is None or self.about.method != other.about.method + CONTROL:
             return False
-        return self._made_as == other._made_as and about.of_strength in other.strengths
+        return self._made_as == other._made_as and control.of_strength in other.strengths
 
     @property
     def _made_as(self) -> tuple[Any, ...]:
         """The settings that a method and its control share: all but the seed of the fit and the swapping of labels."""
-        parameters = {key: value for key, value in json.loads(self.columns["parameters"]).items() if key != "seed"}
         data = self.fits[0].data.recipe if self.fits[0].data else {}
         data = {key: value for key, value in data.items() if key != "flip"}
-        return self.columns["version"], parameters, data
+        return self.about.version, self.method.settings, data
 
     @cached_property
     def strengths(self) -> list[float]:
         """The strengths of its fits, ascending."""
-        return sorted({float(fit.columns["strength"]) for fit in self.fits})
+        return sorted({float(fit.about.strength) for fit in self.fits})
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -162,14 +160,12 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
         return tuple(Row([one]) for one in fits)
     found: dict[str, list[Fit]] = defaultdict(list)
     for one in fits:
-        columns = one.columns
-        settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
-        about = one.records[0].method.control
-        given = columns["strength"] if about is None else about.to_json()  # a control's draws have different strengths
+        about, control = one.about, one.method.control
+        given = about.strength if control is None else control.to_json()  # a control's draws have different strengths
         chosen = one.tuning.how if one.tuning else given
         suites = sorted({record.suite for record in one.records})
         recipe = one.data.recipe if one.data else None
-        found[digest([columns["method"], columns["version"], settings, chosen, recipe, suites])].append(one)
+        found[digest([about.method, about.version, one.method.settings, chosen, recipe, suites])].append(one)
     return tuple(Row(some) for own in found.values() for some in apart(own))
 
 
@@ -178,7 +174,7 @@ def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
 
     If two of them have equal seeds, make one row for each set of fits whose data have the same measured facts.
     """
-    seeds = [(one.columns["fit_seed"], str(one.data.draws if one.data else [])) for one in fits]
+    seeds = [(one.about.fit_seed, str(one.data.draws if one.data else [])) for one in fits]
     several = len(set(seeds)) < len(seeds)
     found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
     seen: dict[tuple[str, Any], int] = defaultdict(int)
@@ -222,9 +218,9 @@ def by_cell(results: Sequence[Result]) -> list[list[Result]]:
     """
     cells: dict[str, dict[str, Result]] = defaultdict(dict)
     for one in sorted(results, key=lambda one: (-len(one.items), one.record.id)):
-        columns = identity_columns(one.record)
-        named = {key: columns[key] for key in ("method", "version", "strength", "fit_id")}
-        key = digest([one.record.model.to_json(), named, json.loads(columns["parameters"])])
+        about = CellFacts.of(one.record)
+        named = {key: getattr(about, key) for key in ("method", "version", "strength", "fit_id")}
+        key = digest([one.record.model.to_json(), named, one.record.method.parameters])
         cells[key].setdefault(one.record.comparison, one)
     return [list(found.values()) for _, found in sorted(cells.items())]
 

@@ -66,7 +66,7 @@ def title(method: MethodFacts) -> list[Said]:
     one = titles.of_method(method)
     if method.control:
         return [Said(f"{one.title} control")]
-    parts = [titles.by_name(*part) for part in bibliography.made_of(method)]
+    parts = [titles.by_name(part.name, part.class_path) for part in method.inner]
     said = [Said(one.title, one.cite)]
     for i, part in enumerate(parts):
         said += [Said((" + " if i else ": ") + part.title, part.cite)]

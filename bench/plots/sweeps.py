@@ -13,7 +13,6 @@ headline_change toxicity_reduction perplexity_ratio gold_choice_change
                              change of the headline if that is neither a toxicity nor a fluency
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -105,7 +104,7 @@ def of_strength(row: Row) -> Place | None:
     if row.is_baseline or len(row.strengths) != 1:
         return None
     rest = named(row) | settings(row) | learnt_from(row.fits[0])
-    return Place(row.strengths[0], str(row.columns["strength_unit"] or "strength"), rest, row)
+    return Place(row.strengths[0], row.about.strength_unit or "strength", rest, row)
 
 
 def of_pairs(row: Row) -> Place | None:
@@ -138,7 +137,7 @@ def of_layer(row: Row) -> Place | None:
 
 def named(row: Row) -> dict[str, Any]:
     """Return the name and version of the row's method."""
-    return {"method": row.columns["method"], "version": row.columns["version"]}
+    return {"method": row.about.method, "version": row.about.version}
 
 
 def at(row: Row) -> dict[str, Any]:
@@ -148,9 +147,7 @@ def at(row: Row) -> dict[str, Any]:
 
 def settings(row: Row) -> dict[str, Any]:
     """Return the row's hyper-parameters, except the seed of its fits."""
-    found: dict[str, Any] = json.loads(row.columns["parameters"])
-    found.pop("seed", None)
-    return found
+    return dict(row.method.settings)
 
 
 # -- frames ----------------------------------------------------------------------------------------------------------
@@ -187,7 +184,7 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "table": table.number, "split": split, "model": table.about.model.name,
         "scorer": table.aims.scorer, "headline": table.aims.headline, "curve": name,
-        "method": place.row.columns["method"], "family": place.row.columns["family"],
+        "method": place.row.about.method, "family": place.row.about.family,
         "fits": len(place.row.fits), "x": place.x, "unit": place.unit,
     }  # fmt: skip
     effects = {**table.effects[place.row], HEADLINE: of_headline(table, place.row)}
@@ -215,7 +212,7 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
     mine = [
         one
         for fit in row.fits
-        for one in tunings.get(fit.columns["fit_id"], ())
+        for one in tunings.get(fit.about.fit_id or "", ())
         if any(
             name.startswith(one.metric) and math.isclose(metric.value, one.unsteered_value)
             for name, metric in base.items()
@@ -229,8 +226,8 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 def curve_names(places: Sequence[Place]) -> list[str]:
     """Return the name of each place's curve: the method, with settings that distinguish curves of one name and unit."""
     found = []
-    called = titles.called({name for place in places for name in methods(place.rest)})
-    each = [[called[name] for name in methods(place.rest)] for place in places]
+    called = titles.called({name for place in places for name in methods(place.row)})
+    each = [[called[name] for name in methods(place.row)] for place in places]
     entitled = [
         (", then ".join([first, *map(lower, then)]), place) for (first, *then), place in zip(each, places, strict=True)
     ]
@@ -243,15 +240,9 @@ def curve_names(places: Sequence[Place]) -> list[str]:
     return found
 
 
-def methods(rest: Mapping[str, Any]) -> list[str]:
-    """Return the method of a curve; for a method made of others, its parts in their order."""
-    return [str(part["name"]) for part in parts(rest).values() if isinstance(part, Mapping)] or [str(rest["method"])]
-
-
-def parts(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a method made of others, in the order in which they are applied; none for other methods."""
-    found = rest["parts"] if isinstance(rest.get("parts"), Mapping) else {}
-    return {name: found[name] for name in rest.get("parts_order", found) if name in found}
+def methods(row: Row) -> list[str]:
+    """Return the method of a row; for a method made of others, its parts in their order."""
+    return [part.name for part in row.method.parts.values()] or [row.about.method]
 
 
 def lower(title: str) -> str:

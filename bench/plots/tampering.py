@@ -13,7 +13,7 @@ from bench.leaderboard.grouping import Row, learnt_from
 from bench.plots import style
 from bench.plots.panels import UNSTEERED, panels
 from bench.plots.style import NothingToDraw, Width
-from bench.plots.sweeps import MEASURES, Place, at, frame, named, parts, settings
+from bench.plots.sweeps import MEASURES, Place, at, frame, named, settings
 
 OWN = ("examples.texts", "examples.sources")  # what differs along a curve, and between panels
 MADE_OF_OTHERS = "stack"  # the family of such methods
@@ -84,20 +84,19 @@ def has_data_of(row: Row, place: Place) -> bool:
     """Return whether a row learnt from the same data as the first part of a stack: its own data, or the shared data."""
     if row.data is None or place.row.data is None:
         return row.data is None
-    found = place.row.data.of_part(next(iter(parts(place.rest))))
+    found = place.row.data.of_part(next(iter(place.row.method.parts)))
     files = [{one.fingerprint for one in data.all_sources} for data in (row.data, found)]
     return row.data.named.items() <= found.named.items() and files[0] <= files[1]
 
 
 def first_part(place: Place) -> dict[str, Any] | None:
     """Return method, strength and settings of the first part of a stack of two; None for other methods."""
-    found = parts(place.rest)
-    if place.row.columns["family"] != MADE_OF_OTHERS or len(found) != 2:
+    method = place.row.method
+    if method.family != MADE_OF_OTHERS or len(method.parts) != 2:
         return None
-    name, one = next(iter(found.items()))
-    own = {key: value for key, value in one["parameters"].items() if key != "seed"}
-    strength = place.rest["at"][name] * place.row.strengths[0]
-    return {"method": one["name"], "version": one["version"], "strength": f"{strength:g}", **own}
+    name, one = next(iter(method.parts.items()))
+    strength = method.strength_of(name, place.row.strengths[0])
+    return {"method": one.name, "version": one.version, "strength": f"{strength:g}", **one.settings}
 
 
 def unsteered(rows: pd.DataFrame) -> pd.DataFrame:

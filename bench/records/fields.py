@@ -141,21 +141,67 @@ class ControlFacts(Fields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodFacts(Fields):
-    """The method, its hyper-parameters and its strength. class_path: its class, if a plug-in brings the method."""
+class MethodPart(Fields):
+    """A method within another one, with its hyper-parameters. class_path: its class, if a plug-in brings the method."""
 
     KEYS = {"class_path": "class"}
-    READ = {"control": some(ControlFacts)}
 
-    strength_unit: str | None = None
     name: str
-    family: str
     version: int
     parameters: Mapping[str, Json]
     class_path: str | None = None
+
+    @staticmethod
+    def read(value: Any) -> "MethodPart | None":
+        """Read a hyper-parameter that is a method; None for any other."""
+        is_method = isinstance(value, Mapping) and {"name", "version", "parameters"} <= set(value)
+        return MethodPart.from_json(value) if is_method else None
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """The hyper-parameters, except the seed of the fit."""
+        return {key: value for key, value in self.parameters.items() if key != "seed"}
+
+
+def brief(value: Any) -> Any:
+    """Shorten a hyper-parameter for a name: an inner method to its name, several parts to "a + b"."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = MethodPart.read(value)
+    return inner.name if inner else " + ".join(str(brief(one)) for one in value.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts(MethodPart):
+    """The method, its hyper-parameters and its strength."""
+
+    READ = {"control": some(ControlFacts)}
+
+    strength_unit: str | None = None
+    family: str
     control: ControlFacts | None = None  # of a method's control
     residual_norms: float | None = None  # the strength in mean residual-stream norms, where it adds to that
     strength: float
+
+    @property
+    def parts(self) -> dict[str, MethodPart]:
+        """The parts of a method made of others, in the order in which they are applied; none for other methods."""
+        inside = self.parameters.get("parts")
+        if not isinstance(inside, Mapping):
+            return {}
+        names: Any = self.parameters.get("parts_order", inside)
+        return {name: part for name in names if (part := MethodPart.read(inside.get(name)))}
+
+    @property
+    def inner(self) -> list[MethodPart]:
+        """The methods that are hyper-parameters of this one: its parts, or the one method around which a gate is."""
+        others = [MethodPart.read(value) for value in self.parameters.values()]
+        return [*self.parts.values(), *(one for one in others if one)]
+
+    def strength_of(self, part: str, strength: float) -> float:
+        """Return the strength at which a part is applied if this method has that strength."""
+        shares: Any = self.parameters["at"]
+        return float(shares[part]) * strength
 
 
 @dataclass(frozen=True, kw_only=True)

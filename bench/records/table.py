@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -144,20 +144,38 @@ def source_names(record: Record) -> list[str]:
     return list(dict.fromkeys(f"{source.name} ({source.source})" for source in record.sources or ()))
 
 
-def identity_columns(record: Record) -> dict[str, Any]:
-    """The columns that identify a record's cell: its model, method, strength and fit."""
-    method = record.method
-    return {
-        "model": record.model.name,
-        "method": method.name + (CONTROL if method.family == CONTROL_FAMILY else ""),
-        "family": method.family,
-        "version": method.version,
-        "parameters": json.dumps(method.parameters, sort_keys=True),
-        "strength": method.strength,
-        "strength_unit": method.strength_unit,
-        "fit_id": record.fit_id,
-        "fit_seed": record.fit_seed,
-    }
+class CellFacts(NamedTuple):
+    """The facts that identify a record's cell, which tables show as columns of these names.
+
+    method: the name of the method, or that of a method's control. parameters: the hyper-parameters as JSON. fit_seed:
+    None if fitting draws nothing.
+    """
+
+    model: str
+    method: str
+    family: str
+    version: int
+    parameters: str
+    strength: float
+    strength_unit: str | None
+    fit_id: str | None
+    fit_seed: int | None
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """Read them from a record."""
+        method = record.method
+        return cls(
+            model=record.model.name,
+            method=method.name + (CONTROL if method.family == CONTROL_FAMILY else ""),
+            family=method.family,
+            version=method.version,
+            parameters=json.dumps(method.parameters, sort_keys=True),
+            strength=method.strength,
+            strength_unit=method.strength_unit,
+            fit_id=record.fit_id,
+            fit_seed=record.fit_seed,
+        )
 
 
 def collect(runs: Path) -> pd.DataFrame:
@@ -179,7 +197,7 @@ def collect(runs: Path) -> pd.DataFrame:
             "suite": one.suite,
             "split": one.split,
             "comparison": one.comparison,
-            **identity_columns(one),
+            **CellFacts.of(one)._asdict(),
             "generation_id": one.generation_id if one.generations is None else listed(one.generations),
             "sample_seed": one.seed.sample,
             "data": one.data.name if one.data else None,

@@ -79,7 +79,7 @@ class Page(NamedTuple):
     @property
     def family(self) -> str:
         """The family that the method belongs to."""
-        return str(self.row.columns["family"])
+        return self.row.about.family
 
 
 def pages(table: Table) -> list[Page]:
@@ -96,7 +96,7 @@ def titled(frame: pd.DataFrame) -> list[str]:
 
 def anchor(row: Row) -> str:
     """Return the anchor of the page, which depends only on the row's records."""
-    slug = re.sub(r"[^a-z0-9]+", "-", str(row.columns["method"]).lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", row.about.method.lower()).strip("-")
     return f"{slug or 'row'}-{identity.digest(record_names(row))[:8]}"
 
 
@@ -176,15 +176,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 
 def settings(row: Row) -> Facts:
     """The method with its version, strength, hyper-parameters and seeds."""
-    columns, method = row.columns, row.records[0].method
-    unit = f" ({columns['strength_unit']})" if columns["strength_unit"] else ""
-    rows = [("method", f"{columns['method']}, version {columns['version']}"), ("family", str(columns["family"]))]
+    about, method = row.about, row.method
+    unit = f" ({about.strength_unit})" if about.strength_unit else ""
+    rows = [("method", f"{about.method}, version {about.version}"), ("family", about.family)]
     rows += [("class", method.class_path)] if method.class_path else []
     if not row.is_baseline:
         rows.append(("strength", ", ".join(f"{one:g}" for one in row.strengths) + unit))
-    own = {key: value for key, value in method.parameters.items() if len(row.fits) == 1 or key != "seed"}
-    rows += flat(own)
-    seeds = [str(fit.columns["fit_seed"]) for fit in row.fits if fit.columns["fit_seed"] is not None]
+    rows += flat(method.parameters if len(row.fits) == 1 else method.settings)
+    seeds = [str(fit.about.fit_seed) for fit in row.fits if fit.about.fit_seed is not None]
     sampled = sorted({one.seed.sample for one in row.records if one.sampling})
     rows.append(("values of the fit seeds", ", ".join(seeds) or NONE))
     rows.append(("values of the sampling seeds", ", ".join(map(str, sampled)) or NONE))
@@ -270,7 +269,7 @@ def trials(fit: Fit, several: bool) -> Grid | None:
     note = (f"Tuning {aim} {tuning.objective.replace('_', ' ')}{judge} on the {tuning.split or 'dev'} split, "
             f"subject to: {bounds or 'nothing'}. Search: {tuning.search or 'not recorded'}. Chosen: strength "
             f"{told(tuning.chosen)}, {kept}.")  # fmt: skip
-    title = "Tuning trials" + (f", fit seed {fit.columns['fit_seed']}" if several else "")
+    title = "Tuning trials" + (f", fit seed {fit.about.fit_seed}" if several else "")
     return Grid(title, [key.replace("_", " ") for key in header],
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip
 

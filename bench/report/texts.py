@@ -242,7 +242,7 @@ def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, pro
     for row, name in named:
         control = row.is_baseline or row.is_control
         for fit in row.fits:
-            label = f"{name}, fit seed {fit.columns['fit_seed']}" if len(row.fits) > 1 else name
+            label = f"{name}, fit seed {fit.about.fit_seed}" if len(row.fits) > 1 else name
             for record in first_seeds(fit):
                 try:
                     scores = read_scores(runs, record)

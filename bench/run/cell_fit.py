@@ -64,7 +64,7 @@ class CellFit:
         for name, source in self._of.parts.fit_sources.items():
             key = self._of.names.source_id(name)
             if key not in session.fit_data:
-                with session.bar.stage(f"{name} {key}", f"{source.name}: training data ({name})"):
+                with session.bar.stage(self._source_stage(name), f"{source.name}: training data ({name})"):
                     with digests.unverified() as unverified:
                         texts, of_source = source.load(self._model.lm)
                     told = {"unverified": sorted(unverified)} if unverified else {}
@@ -74,14 +74,21 @@ class CellFit:
             about |= of_source if name == "pairs" else {name: of_source}
         return filled(found), about | {"sources": read}
 
+    def _source_stage(self, field: str) -> str:
+        """Return the name, in a plan, of the stage that makes the texts of a field; its first word is the field."""
+        return f"{field} {self._of.names.origin_id(field)}"
+
+    def source_stages(self) -> dict[str, float]:
+        """Return how many tokens each stage of making the training data takes."""
+        return {self._source_stage(field): float(one.tokens()) for field, one in self._of.parts.fit_sources.items()}
+
     def tokens(self) -> dict[str, float]:
         """Return how many tokens each stage of making the artefact takes."""
-        sources, names = self._of.parts.fit_sources, self._of.names
-        making = {f"{field} {names.source_id(field)}": float(source.tokens()) for field, source in sources.items()}
+        sources, making = self._of.parts.fit_sources, self.source_stages()
         for one in (one for one in self._apart if not one.store.is_stored):
             making |= one.tokens()
         own = 0.0 if self._apart else self._of.method.passes() * sum(s.size() for s in sources.values())
-        return making | {f"fit {names.fit_id}": own}
+        return making | {f"fit {self._of.names.fit_id}": own}
 
     # -- how it is made ------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from bench.records.sweep_state import CellState, Log
 from bench.run import job
 from bench.run.cell import Cell
 from bench.run.job import Job, Stage
-from bench.run.runner import Failure, ready
+from bench.run.runner import Failure, ready, stage_key
 from bench.run.session import Session
 from methods.errors import SetupError
 
@@ -113,10 +113,10 @@ def _shared(one: Asked) -> set[str]:
     cell = one.cell
     if not cell.method.strengths:
         return set()
-    sources = {cell.names.source_id(field) for field in cell.parts.fit_sources}
-    tuned = cell.cfg.strength == "auto" and cell.cfg.control is None
-    dev = {cell.names.record_id(cell.parts.suites[name], "dev", 0.0) for name in cell.parts.tuning.suites if tuned}
-    return (sources | dev) & set(one.stages)
+    found = set(cell.fit.source_stages())
+    if cell.cfg.strength == "auto" and cell.cfg.control is None:
+        found |= {stage_key(cell, cell.parts.suites[name], "dev", 0.0) for name in cell.parts.tuning.suites}
+    return {key for key in found if one.stages.get(key)}
 
 
 def _fit(one: Asked) -> set[str]:

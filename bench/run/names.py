@@ -88,6 +88,10 @@ class Names:
         """Return the id of a source's texts: a hash of their recipe and of the model, which may have written them."""
         return identity.digest([self.model, identity.named(self._parts.fit_sources[field])])
 
+    def origin_id(self, field: str) -> str:
+        """Return the id of the texts of which a source may be a subset or a changed copy; they are made once."""
+        return identity.digest([self.model, identity.named(self._parts.fit_sources[field].origin())])
+
     def steering(self, strength: float) -> dict[str, Any] | None:
         """The identity of the steering; None for the unsteered model."""
         return identity.steering_identity(self.fit_id, self.method, strength)

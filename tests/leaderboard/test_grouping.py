@@ -94,7 +94,7 @@ def fits(*seeds: int, **changes) -> list[Fit]:
 
 def test_fits_that_differ_in_their_seed_alone_are_a_row():
     (row,) = rows(fits(1, 0, 2))
-    assert [fit.columns["fit_seed"] for fit in row.fits] == [0, 1, 2] and row.strengths == [4.0]
+    assert [fit.about.fit_seed for fit in row.fits] == [0, 1, 2] and row.strengths == [4.0]
     assert len(rows(fits(0, 1), each_fit=True)) == 2
     assert len(rows([*fits(0), *fits(0)])) == 2  # of one seed: what they learnt from tells them apart
 
@@ -116,7 +116,7 @@ def test_draws_of_the_pairs_are_fits_of_a_row(drawn):
     whole = result(9, CAA, data=LearntFrom(name="on_policy", pairs=8 if more else 59), fit_id="whole")
     found = sorted(rows(Fit([one]) for one in [*several, whole]), key=lambda row: len(row.fits))
     assert [len(row.fits) for row in found] == [1, 3]
-    assert [fit.columns["fit_seed"] for fit in found[1].fits] == [0, 1, 2]
+    assert [fit.about.fit_seed for fit in found[1].fits] == [0, 1, 2]
 
 
 def test_a_row_names_the_share_of_its_swapped_pairs():

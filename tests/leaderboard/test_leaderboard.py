@@ -364,7 +364,7 @@ def test_a_method_is_compared_with_random_on_the_same_prompts(full):
     (table,) = full.tables
     found = leaderboard(full.tables).set_index("method")
     metric = table.aims.headline
-    rows = {row.columns["method"]: row for row in table.rows}
+    rows = {row.about.method: row for row in table.rows}
     own, control = (rows[name].items()[metric].value for name in ("caa", "random_direction"))
     assert found.loc["caa", "vs_control"] == pytest.approx((own - control).mean())
     assert found.loc["caa", "vs_control_low"] < found.loc["caa", "vs_control"] < found.loc["caa", "vs_control_high"] < 0
@@ -539,7 +539,7 @@ def test_the_fits_of_two_methods_scatter_by_themselves(tmp_path):
         for seed, shift in enumerate(shifts):
             write(tmp_path, "rtp", method, {TOXICITY: base + shift}, fit_seed=seed)
     (table,) = tables(read_records(tmp_path / "runs")[0])
-    parts = {line.columns["method"]: found["toxicity_reduction"] for line, found in table.effects.items()}
+    parts = {line.about.method: found["toxicity_reduction"] for line, found in table.effects.items()}
     assert abs(np.corrcoef(parts["caa"].draws, parts["detox"].draws)[0, 1]) < 0.3
     assert {table.frame["method"][i] for i in latex.best(table, "toxicity_reduction", True)} == {"caa", "detox"}
 

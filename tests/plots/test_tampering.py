@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from bench.leaderboard.formatting import brief, labels
+from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import tables
 from bench.plots import draw, style
 from bench.plots.tampering import fine_tuned, tampering
+from bench.records.fields import brief
 from bench.records.table import read_records
 from tests.artists import assert_readable, marks, texts
 from tests.record_files import cell

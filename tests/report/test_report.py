@@ -134,7 +134,7 @@ def with_texts(results: Path, prompts: list[str] = PROMPTS, text=text_of) -> Non
 def sides(results: Path, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES) -> list[texts.Side]:
     """The texts alone, without the numbers of a table, which take their time."""
     (table,) = tables(read_records(results / "runs")[0])
-    named = [(row, str(row.columns["method"])) for row in table.rows]
+    named = [(row, str(row.about.method)) for row in table.rows]
     found = texts.Store(results / "runs/generations")
     return texts.side_by_side(named, results / "runs", found, prompts, samples)
 

@@ -192,8 +192,8 @@ def test_draws_of_a_control_are_one_row_to_compare_with(run):
     assert (frame.loc[["caa control", "detox control"], "fits"] == 2).all()
     assert frame.loc[["caa control", "detox control"], "rank"].isna().all()
     assert frame.loc[["caa control", "detox control"], "group"].isna().all()
-    own = next(row for row in table.rows if row.columns["method"] == "caa")
-    assert table.control(own).columns["method"] == "caa control" and table.control(table.control(own)) is None
+    own = next(row for row in table.rows if row.about.method == "caa")
+    assert table.control(own).about.method == "caa control" and table.control(table.control(own)) is None
     headline = table.aims.headline
     difference = frame.loc["caa", headline] - frame.loc["caa control", headline]
     assert frame.loc["caa", "vs_control"] == pytest.approx(difference)
@@ -202,7 +202,7 @@ def test_draws_of_a_control_are_one_row_to_compare_with(run):
 def test_a_control_is_of_the_pairs_that_its_method_learnt_from(run):
     """Of two rows of one method each has its own, however labels were swapped."""
     (table,) = tables(read_records(run[0] / "runs")[0])
-    rows = {row.columns["method"]: row for row in table.rows}
+    rows = {row.about.method: row for row in table.rows}
     assert rows["caa control"].controls(rows["caa"]) and not rows["caa control"].controls(rows["detox"])
     other = LearntFrom.from_json({"name": "file", "pairs": 3})
     others = [one._replace(record=replace(one.record, data=other)) for one in rows["caa"].fits[0].results]

@@ -36,6 +36,17 @@ def test_what_is_sampled_and_what_is_read(planned):
     assert forecast.work([*planned, *planned]) == found  # shared stages count once
 
 
+def test_pairs_are_made_once_for_subsets_and_swapped_copies(world, tmp_path):
+    changes = ("method=caa pairs.subset=8,9 pairs.flip=0,0.5", "method=caa")
+    found = []
+    for asked in changes:
+        jobs = compose.jobs(arguments(world, tmp_path, *asked.split())[1:], multirun=True)
+        cells = [Cell(compose.compose(job), Session()) for job in jobs]
+        assert len({cell.names.fit_id for cell in cells}) == len(cells)
+        found.append({key: one for cell in cells for key, one in runner.plan(cell).items() if key.startswith("pairs ")})
+    assert found[0] == found[1] and len(found[0]) == 1
+
+
 def test_hours_follow_from_the_speeds():
     assert Speeds(100.0, 1000.0).hours(Work(720_000.0, 1_800_000.0)) == pytest.approx(2 + 0.5)
     told = forecast.hours_told(3, Work(720_000.0, 1_800_000.0), Speeds(100.0, 1000.0), 64, "cpu")

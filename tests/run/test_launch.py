@@ -12,12 +12,16 @@ import pytest
 from hydra.errors import HydraException
 
 from bench.__main__ import Sweep, main
+from bench.config import compose
 from bench.config.hydra_launcher import Ready, launcher_of
 from bench.config.launch_arguments import split
 from bench.records import sweep_state
 from bench.records.sweep_state import Log
 from bench.run import launch
+from bench.run.cell import Cell
 from bench.run.job import Job
+from bench.run.runner import plan
+from bench.run.session import Session
 from methods.errors import SetupError
 from tests.run.test_smoke import arguments, contents, without_figures, world  # noqa: F401
 
@@ -146,6 +150,25 @@ def test_waves_compute_what_is_shared_once_and_the_same_numbers(world, tmp_path,
     capsys.readouterr()
     assert main(arguments(world, tmp_path / "b", *asked, "launcher=joblib")) == 0
     assert len(launched) == len(stages)  # nothing is launched where all is known
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds"),
+    [
+        ("method=caa,detox strength=auto", {"rtp", "fluency", "pairs"}),
+        ("method=caa strength=1,2", {"pairs"}),
+        ("method=caa strength=1 pairs.subset=8,9", {"pairs"}),
+        ("method=unsteered seed.sample=0,1", set()),
+    ],
+)
+def test_what_cells_share_comes_in_a_wave_of_its_own(world, tmp_path, asked, kinds):  # noqa: F811
+    given = [one for one in arguments(world, tmp_path)[1:] if not one.startswith("pairs")]
+    jobs = compose.jobs([*given, *asked.split()], multirun=True)
+    cells = [Cell(compose.compose(one), Session()) for one in jobs]
+    todo = [launch.Asked(number, [], cell, plan(cell)) for number, cell in enumerate(cells)]
+    assert {key.partition(" ")[0] for one in todo for key in launch._shared(one)} == kinds
+    found = [(stage, [one.number for one in wave]) for stage, wave in launch.waves(todo)]
+    assert (found[0] == ("shared", [0])) == bool(kinds) and found[-1] == ("cells", [0, 1])
 
 
 @pytest.mark.usefixtures("without_figures")
