@@ -168,7 +168,7 @@ class Method(Protocol):
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
     scope: str | None = None  # a field of methods that can steer all tokens or some; None: no such choice
-    learns_direction: ClassVar[bool] = False  # of a decoding method: it scores states along one that pairs give
+    has_control: bool = False  # of a decoding method: swapped pairs or rotated vectors give a control of it
     reads_labels: ClassVar[bool] = True  # False: swapping the texts of some pairs changes nothing, or only signs
     seed: int | None = None  # a field of methods whose `fit` is random; None: two fits are equal
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method

@@ -70,6 +70,7 @@ class DExperts(Method):
     family: ClassVar[str] = "decoding"
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "alpha"
+    has_control: ClassVar[bool] = True  # type: ignore[misc]  # not an option
 
     anti_expert: AntiExpert = "harmful"
     expert: Expert = "base"

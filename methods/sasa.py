@@ -57,7 +57,7 @@ class SASA(Method):
     cite: ClassVar[str] = "2410.03818"
     family: ClassVar[str] = "decoding"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    learns_direction: ClassVar[bool] = True
+    has_control: ClassVar[bool] = True  # type: ignore[misc]  # not an option
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "beta, logits"
 

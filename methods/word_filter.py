@@ -80,6 +80,11 @@ class WordFilter(Method):
         """The pairs, unless a file has the words."""
         return frozenset({"pairs"} if self.words is None else ())
 
+    @property
+    def has_control(self) -> bool:  # type: ignore[override]
+        """Whether the words are learnt; swapped pairs give a list that says nothing."""
+        return self.words is None
+
     def passes(self) -> float:
         """Return 0, since the model reads nothing."""
         return 0.0

@@ -22,17 +22,17 @@ FLIP = 0.5  # so that the labels say nothing
 def how(method: Method) -> How:
     """Return how the method's control is made.
 
-    Raises SetupError for a stack, and if the method learns no vector: it learns nothing, words, or models of its own.
+    Raises SetupError for a stack, and if the method learns nothing that swapped pairs or a rotation would change.
     """
     if method.family == "stack":
         raise SetupError(
             "control: each part of a stack has its own unit of strength; leave control=null, and control each part by "
             "itself"
         )
-    if method.family in ("none", "prompt", "decoding") and not method.learns_direction:
+    if method.family in ("none", "prompt", "decoding") and not method.has_control:
         raise SetupError(
-            f"control: {method.name} learns no vector, such as swapped pairs or a rotation would give at the same "
-            "size; leave control=null"
+            f"control: {method.name} learns nothing that swapped pairs or a rotation of vectors would change; leave "
+            "control=null"
         )
     return "flipped pairs" if "pairs" in method.needs and method.reads_labels else "random rotation"
 

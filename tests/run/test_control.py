@@ -38,7 +38,7 @@ from methods import (
 )
 from methods.errors import SetupError
 from tests.methods.test_contract import PAIRS
-from tests.run.test_smoke import arguments, finished, world  # noqa: F401
+from tests.run.test_smoke import arguments, finished, without_figures, world  # noqa: F401
 from tests.tiny import tiny_lm
 
 
@@ -62,15 +62,19 @@ def test_rotations_have_no_direction_of_their_own():
     assert drawn.mean(0).norm() < 0.3  # .15 expected, of 400 draws of length 3
 
 
-def test_how_a_control_is_made():
+def test_how_a_control_is_made(tmp_path):
     assert control.how(CAA()) == control.how(ProbeRows()) == "flipped pairs"
     assert control.how(DeTox()) == "random rotation", "which text of a pair is desired changes nothing in T^T T"
     assert control.how(RepE()) == control.how(ARGRE()) == "random rotation", "swapped pairs have the same axis"
     assert control.how(RandomDirection()) == "random rotation", "its pairs give a length alone"
+    assert control.how(DExperts(anti_expert="undesired")) == control.how(WordFilter()) == "flipped pairs"
+    assert control.how(DExperts()) == "random rotation", "it reads no pairs"
     with pytest.raises(SetupError, match="control each part by itself"):
         control.how(Stack(parts={"first": CAA()}, at={"first": 1.0}))
-    for method in (Prompt(prompts=["Be kind."]), Unsteered(), DExperts(), SelfDebias(), WordFilter()):
-        with pytest.raises(SetupError, match=f"{method.name} learns no vector"):
+    words = tmp_path / "words.txt"
+    words.write_text("a\n")
+    for method in (Prompt(prompts=["Be kind."]), Unsteered(), SelfDebias(), WordFilter(words=str(words))):
+        with pytest.raises(SetupError, match=f"{method.name} learns nothing that swapped pairs"):
             control.how(method)
 
 
@@ -236,12 +240,28 @@ def test_the_unsteered_model_may_be_asked_for_more(run):
 
 def test_a_control_of_what_learns_no_vector_is_refused(world, tmp_path, capsys):  # noqa: F811
     assert main([*arguments(world, tmp_path, "method=prompt", "control=0", "suite=[rtp,fluency]")]) != 0
-    assert "learns no vector" in capsys.readouterr().err
+    assert "learns nothing that swapped pairs" in capsys.readouterr().err
 
 
 def test_a_control_whose_pairs_are_also_swapped_is_refused(world, tmp_path, capsys):  # noqa: F811
     assert main([*arguments(world, tmp_path, "method=caa", "control=0", "pairs.flip=0.25", "suite=[rtp,fluency]")]) != 0
     assert "pairs.flip=0.25: a control swaps the labels of half of the pairs by itself" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    "asked", [["dexperts", "method.anti_expert=undesired"], ["word_filter", "method.min_log_odds=-9"]]
+)
+def test_decoding_methods_have_controls(world, tmp_path, asked):  # noqa: F811
+    method, option = asked
+    assert (
+        main(arguments(world, tmp_path, f"method={method}", option, "strength=1", "control=null,0", "suite=[rtp]")) == 0
+    )
+    own, (other,) = read_records(tmp_path / "runs")[0], controls(tmp_path)
+    real = next(one for one in own if one.record.method.family == "decoding")
+    assert other.record.method.control.to_json() == {"how": "flipped pairs", "of_strength": 1.0}
+    assert other.record.fit_id != real.record.fit_id
+    assert other.record.method.strength == pytest.approx(1.0, rel=0.3)
 
 
 @pytest.mark.parametrize("wrong", ["control=-1", "pairs.flip_seed=-1", "pairs.flip=1.5"])
