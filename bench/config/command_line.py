@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import ListConfig
 
 from bench.config import old_spellings
+from bench.config.experiment import IN_A_FILE, KEYS
 from bench.config.folders import NAMED, defaults, groups, top_keys
 from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
@@ -95,6 +96,8 @@ def _unreadable(argument: str) -> str:
     if key in groups():
         names = "[NAME,NAME]" if isinstance(defaults()[key], ListConfig) else "NAME"
         return f"{told}: cannot be read; write {key}={names}, with names that --help lists"
+    if (first := key.partition(".")[0]) in KEYS:
+        return f"{told}: {first} {IN_A_FILE}"
     if shell := quoted(argument):
         shell = shell if len(shell) <= LONGEST else f"'{_told(key)}=\"...\"', in both kinds of quotes"
         return f"{told}: the value has characters that need quotes of their own; write {shell}"

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.config import item_limit, keys
 from bench.config.command_line import parse, product, quoted, typed, without_added
-from bench.config.experiment import KEYS, Experiment, taken_out
+from bench.config.experiment import IN_A_FILE, KEYS, Experiment, taken_out
 from bench.config.folders import FOLDERS, NAMED, check_targets, defaults, folder, folders, groups, targets, top_keys
 from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
@@ -252,7 +252,7 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
     elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
         yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"
     elif (first := key.partition(".")[0]) in KEYS:
-        yield f"{line}: {first} says what an experiment is; write it in a YAML file, conf/experiment/NAME.yaml"
+        yield f"{line}: {first} {IN_A_FILE}"
     elif first not in top_keys() and key != NAMED:
         yield f"unknown key {key}{near(first, top_keys())} Allowed: {', '.join(top_keys())}"
     elif key in available and not one.is_sweep_override():

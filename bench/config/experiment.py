@@ -30,6 +30,7 @@ class Experiment:
 
 
 KEYS = tuple(one.name for one in fields(Experiment))
+IN_A_FILE = "says what an experiment is; write it in a YAML file, conf/experiment/NAME.yaml"
 
 
 def taken_out(cfg: DictConfig) -> Experiment:

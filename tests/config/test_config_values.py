@@ -232,6 +232,7 @@ VALUES = {
     "sampling.top_p=${method}": "sampling.top_p=",
     "runtime.results=${method}": "runtime.results=",
     "seed.fit=range(1000000000)": "sweeps over more than 10000 values",
+    "sweep=[method=caa strength=1]": "sweep=[method=caa strength=1]: sweep says what an experiment is",
     "sweep=5": "sweep=5: sweep says what an experiment is; write it in a YAML file",
     "+asks.x=5": "+asks.x=5: asks says what an experiment is",
 }
