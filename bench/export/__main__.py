@@ -122,6 +122,8 @@ def _run(given: Sequence[str]) -> None:
 def _cell(overrides: Sequence[str]) -> "Cell":
     """Return the one cell that the command line names, after checking it."""
     from bench.config import command_line, compose
+    from bench.config.build import class_of
+    from bench.export.effect import BY_FAMILY
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(overrides):
@@ -133,6 +135,9 @@ def _cell(overrides: Sequence[str]) -> "Cell":
             "each"
         )
     (cfg,) = validate.validate_all(jobs)
+    method: Any = class_of(cfg.method._target_)
+    if reason := BY_FAMILY.get(getattr(method, "family", "")):  # before anything is fitted
+        raise SetupError(f"{method.name} cannot be exported: {reason}")
     if not isinstance(cfg.strength, int | float) or cfg.strength == 0:
         raise SetupError(
             f"strength={cfg.strength}: an export needs a number other than 0 in the method's unit; give the strength "

@@ -66,6 +66,13 @@ class Steered:
         return self.lm.steered(self.method, self.artefact, self.strength)
 
 
+BY_FAMILY = {
+    "prompt": "it puts a text before every prompt; write that text before your prompts yourself",
+    "decoding": "it changes the logits while a text is decoded, which no file of weights can do",
+}
+"""What methods of a family do besides changing the model, so that no file can hold them."""
+
+
 def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effect:
     """Measure what the method does to the model at this strength; every text of TEXTS is read a few times."""
     before = {name: _digest(parameter) for name, parameter in lm.model.named_parameters(remove_duplicate=False)}
@@ -79,9 +86,9 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
         }
         unties = tied and not untying.is_tied(lm.model)
     if steering.prefix:
-        return Effect(weights, {}, "it puts a text before every prompt; write that text before your prompts yourself")
+        return Effect(weights, {}, BY_FAMILY["prompt"])
     if steering.next_logits is not None:
-        return Effect(weights, {}, "it changes the logits while a text is decoded, which no file of weights can do")
+        return Effect(weights, {}, BY_FAMILY["decoding"])
     texts = _encoded(lm)
     zeroed = [_streams(lm, method, artefact, strength, text, zero=True).around for text in texts]
     read = [_streams(lm, method, artefact, strength, text, zero=False) for text in texts]

@@ -642,3 +642,11 @@ def test_help_has_every_format_and_what_it_holds(capsys):
     for name, one in FORMATS.items():
         assert name in said and one.loads in said
     assert "python -m bench.export method=... strength=... format=... [output=...]" in said
+
+
+@pytest.mark.parametrize(("asked", "told"), [("prompt", "puts a text before"), ("dexperts", "changes the logits")])
+def test_what_no_file_can_hold_is_refused_before_a_fit(asked, told, tmp_path, capsys):
+    """Also before a strength is asked for, since no strength would help."""
+    assert main([f"method={asked}", "format=peft", f"runtime.results={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{asked} cannot be exported: it {told}" in " ".join(error.split()) and not list(tmp_path.iterdir())
