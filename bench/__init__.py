@@ -6,7 +6,7 @@ For a notebook:
                             the LM that is yielded is the steered one
     sample, log_likelihood  the texts that a model writes after prompts, and the probabilities that it gives to texts
     collect, compare, build_leaderboard
-                            tables of results, read from a folder of results without torch
+                            tables of results, read from a folder of results; they need no torch
 
 `help(NAME)` has shapes, units, errors and an example of each. The methods themselves are in the package `methods`.
 Every name is loaded when it is first asked for.

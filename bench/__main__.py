@@ -122,7 +122,11 @@ class Sweep:
             failures = _compute(configs, self.session, typed, alone)
         if failures:
             tell(failures)
-            again = "correct it and run the command again; " if exit_code(failures) == 2 else "run the command again: "
+            again = (
+                "correct the cause above and run the command again; "
+                if exit_code(failures) == 2
+                else "run the command again: "
+            )
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}only what is missing is computed")
         else:
             finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])

@@ -41,8 +41,12 @@ def collect(results: str | Path) -> pd.DataFrame:
         >>> frame[(frame["method"] == "caa") & (frame["split"] == "test")]["strength"].unique().tolist()
         [2.0]
     """
+    return table.collect(_runs(results))
+
+
+def _runs(results: str | Path) -> Path:
     folder = Path(results)
-    return table.collect(folder if (folder / "records").is_dir() else folder / "runs")
+    return folder if (folder / "records").is_dir() else folder / "runs"
 
 
 def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd.DataFrame:
@@ -73,7 +77,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         >>> compare("results/published/quickstart", metric="capability.piqa.accuracy")["method"].tolist()
         ['act_add control', 'caa control', 'detox control', 'caa', 'detox', 'probe_rows', 'act_add', 'prompt']
     """
-    records, _ = table.read_records(Path(results) / "runs")
+    records, _ = table.read_records(_runs(results))
     found = tables(records)
     if not found:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")
@@ -83,6 +87,8 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     _known("method", methods, [name for one in found for name in one.frame["method"]])
     chosen = [(one.frame, metric or one.aims.headline) for one in found if metric is None or metric in one.metrics]
     rows = pd.concat([_changes(frame, name) for frame, name in chosen], ignore_index=True)
+    if methods and not rows["method"].isin(methods).any():
+        raise SetupError(f"compare{(results, *methods)}: a change is from the unsteered model; name other methods")
     return rows[rows["method"].isin(methods)].reset_index(drop=True) if methods else rows
 
 
@@ -129,11 +135,11 @@ def build_leaderboard(
         [['unsteered', '0'], ['caa', '2'], ['prompt', '1']]
     """
     given = {"model": model, "suite": suite, "family": family, "method": method}
-    wanted = {name: [value] if isinstance(value, str) else value for name, value in given.items()}
+    wanted = {name: [value] if isinstance(value, str) else value and list(value) for name, value in given.items()}
     if write:
         name = "selection" if each_fit or any(wanted.values()) else "leaderboard"
         return build.leaderboard(build.rebuild(Path(results), name, each_fit, processes=0, **wanted).tables)
-    records, _ = table.read_records(Path(results) / "runs")
+    records, _ = table.read_records(_runs(results))
     found = tables(build.selected(records, **wanted), each_fit)
     if not found:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")

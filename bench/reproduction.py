@@ -8,6 +8,7 @@ from bench.console import stopping
 if __name__ == "__main__":
     stopping.begin()
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ TAKES = (
 )
 
 
+HAVING = re.compile(r"^published:|experiment/|/experiment", re.M)
+
+
 class Reproduction(NamedTuple):
     """An experiment's figures, a row each (`row`), how its protocol differs from the paper's, and what a run takes."""
 
@@ -63,18 +67,25 @@ class Reproduction(NamedTuple):
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
     known = folders.groups()["experiment"]
-    having = [name for name in asked or known if compose.cell([f"experiment={name}"])[1].published]
+    having = [name for name in asked or filter(_may_have, known) if compose.cell([f"experiment={name}"])[1].published]
     if len(having) < len(asked):
         without = ", ".join(name for name in asked if name not in having)
         raise SetupError(f"{without}: no published figure to compare with; give no name to compare all that have one")
     return having
 
 
+def _may_have(name: str) -> bool:
+    """Return whether an experiment's YAML has published figures or takes over another's; composing it takes seconds."""
+    files = [folder / "experiment" / f"{name}.yaml" for folder in folders.folders()]
+    return any(HAVING.search(file.read_text(encoding="utf-8")) for file in files if file.is_file())
+
+
 def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
     """Compare the experiment's figures with the records of the same cells. Raises SetupError as `cell_of` does."""
     jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
     about = compose.cell(jobs[0])[1]
-    cells = [(job, compose.plain(compose.compose(job))) for job in jobs]
+    methods = {f"method={figure['method']}" for figure in about.published}
+    cells = [(job, compose.plain(compose.compose(job))) for job in jobs if methods.intersection(job)]
     rows = []
     for figure in about.published:
         cell = cell_of(figure, cells)

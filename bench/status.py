@@ -44,7 +44,7 @@ def _run(results: Path, every: bool, as_json: bool) -> int:
         return 0 if found else 2
     if not found:
         see = "name another folder with --results, or see its records with `python -m bench.ls`"
-        command.complain(f"no sweep is noted under {results / 'runs'}; {see}")
+        command.complain(f"no sweep is recorded under {results / 'runs'}; {see}")
         return 2
     for sweep in found:
         show(sweep, every)

@@ -27,7 +27,7 @@ COMMANDS = {
     "plots": Command("plots.__main__", "draw the figures for papers from the records"),
     "report": Command("report.__main__", "write one page: tables, figures, methods, texts side by side"),
     "export": Command("export.__main__", "write a steered model as files that other programs load"),
-    "selftest": Command("selftest.__main__", "check that a method keeps the contract of all methods"),
+    "selftest": Command("selftest.__main__", "check that a method meets the requirements for all methods"),
     "rescore": Command("rescore", "judge stored texts by other scorers, without sampling"),
     "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
     "reproduction": Command("reproduction", "compare the papers' numbers with ours"),

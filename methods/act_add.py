@@ -84,6 +84,7 @@ class ActAdd(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the difference of the two prompts, (F, D). Raises SetupError if the prompts or `pad` allow none."""
+        self.check(model)
         del data
         layer = layout.layer_index(model, self.layer)
         prompts = self.tokens(tokenizer)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.broken import reading
 from methods.decoding import Step
-from methods.errors import SetupError
+from methods.errors import SetupError, refuse_one_text
 from methods.later import later as later
 
 if TYPE_CHECKING:
@@ -238,6 +238,8 @@ def required_pairs(data: FitData, method: str) -> Pairs:
 
     It is also raised for lists of different lengths, whose texts do not form pairs.
     """
+    for name, texts in data.pairs._asdict().items() if data.pairs is not None else ():
+        refuse_one_text(texts, f"pairs.{name}")
     count = 0 if data.pairs is None else len(data.pairs.prompt)
     if data.pairs is None or count < FEWEST_PAIRS:
         raise SetupError(

@@ -101,6 +101,7 @@ class CAA(Method):
 
         Raises SetupError without pairs, and if the two sides' features have the same mean.
         """
+        self.check(model)
         pairs = required_pairs(data, self.name)
         layer = layout.layer_index(model, self.layer)
         texts = encode_pairs(model, tokenizer, pairs)

@@ -19,6 +19,12 @@ class SetupError(ValueError):
     """
 
 
+def refuse_one_text(texts: object, name: str) -> None:
+    """Raise SetupError for one text in the place of a list, whose letters would be taken for the texts."""
+    if isinstance(texts, str):
+        raise SetupError(f"{name}: expected a list of texts, got one text; write [{texts[:20]!r}...]")
+
+
 def require(package: str, feature: str, extra: str) -> None:
     """Raises SetupError if a package is missing that only this feature needs, and names the extra that installs it."""
     if importlib.util.find_spec(package) is None:

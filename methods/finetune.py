@@ -101,6 +101,7 @@ class Finetune(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the change of every weight. Raises SetupError without examples, and if the loss is not finite."""
+        self.check(model)
         texts, cut = encoded(model, tokenizer, data.examples, "examples", self.max_tokens)
         facts = {"info.cut_examples": torch.tensor(cut)}
         background: list[Text] = []

@@ -24,7 +24,7 @@ Names = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """Dotted names of parts: of block list and final norm relative to the model, of matrices relative to a block.
+    """The dotted names of a model's parts: block list and final norm from the model, matrices from a block.
 
     A matrix's name is that of a linear module, or of a parameter that holds one matrix or a matrix for each expert. "*"
     stands for every number, as in "mlp.experts.*.gate_proj". A block needs to have only some of the names, since in

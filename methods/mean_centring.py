@@ -96,6 +96,7 @@ class MeanCentring(Method):
         of each, and so on until either list ends. Raises SetupError if there are no pairs or no background texts, or if
         the means of target and background texts are the same.
         """
+        self.check(model)
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
             raise SetupError(

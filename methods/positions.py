@@ -1,4 +1,4 @@
-"""The position of the running forward in each text, which the caller sets for hooks that steer only some positions."""
+"""Hold the position that the current forward pass has reached in each text, for hooks that steer only some of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

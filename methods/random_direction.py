@@ -60,6 +60,7 @@ class RandomDirection(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Draw the direction and measure the norm. Raises SetupError without pairs."""
+        self.check(model)
         pairs = required_pairs(data, self.name)
         layer = layout.layer_index(model, self.layer)
         texts = encode_pairs(model, tokenizer, pairs)

@@ -138,6 +138,7 @@ class SecurityVector(Method):
 
         Raises SetupError if data is missing.
         """
+        self.check(model)
         _require_peft()
         found = {
             "examples": encoded(model, tokenizer, data.examples, "examples", self.max_tokens),

@@ -83,6 +83,7 @@ class TaskNegation(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the change of every weight, not negated. Raises SetupError without harmful texts."""
+        self.check(model)
         completions = data.harmful.completion if data.harmful else []
         if not any(completions):
             raise SetupError(

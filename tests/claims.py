@@ -68,6 +68,11 @@ def results(folder: str) -> list[Result]:
     return read_records(PUBLISHED / folder / "runs")[0]
 
 
+def two_experts(metric: str) -> float:
+    """A metric of DExperts with an expert besides the anti-expert, which is the stronger one of `methods`."""
+    return value("methods", "dexperts", metric)
+
+
 def chosen(folder: str, method: str, suite: str, split: str = "test") -> list[Result]:
     """A method's results by one suite, those of the smallest strength first; its controls are left out."""
     found = [
@@ -79,10 +84,10 @@ def chosen(folder: str, method: str, suite: str, split: str = "test") -> list[Re
     return sorted(found, key=lambda one: one.record.method.strength)
 
 
-def value(folder: str, method: str, metric: str, split: str = "test") -> float:
+def value(folder: str, method: str, metric: str, split: str = "test", place: int = -1) -> float:
     """`<suite>.<metric>` of a method at its largest strength; the name may go on, as with the number of texts."""
     suite, _, name = metric.partition(".")
-    metrics = chosen(folder, method, suite, split)[-1].record.metrics
+    metrics = chosen(folder, method, suite, split)[place].record.metrics
     return next(one.value for own, one in metrics.items() if own == name or own.startswith(f"{name}_k"))
 
 
@@ -161,6 +166,15 @@ def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: s
     return float(learnt(folder, method, fact, amount, of)["value" if of else "delta"])
 
 
+MANY = (64, 128, 256, 337)
+"""The numbers of pairs in `many_pairs`."""
+
+
+def of_pairs(method: str) -> list[float]:
+    """The changes of a method's headline with each number of MANY pairs."""
+    return [learnt_from("many_pairs", method, "pairs", pairs) for pairs in MANY]
+
+
 def line(folder: str, metric: str, method: str = "unsteered", **told: Any) -> "pd.Series[Any]":
     """A line of one row, by its metric, its method, its strength and the parameters that tell it from others.
 
@@ -199,6 +213,7 @@ def needs(experiment: str, words: str) -> "Claim":
     return Claim(RESULTS, f"`experiment={experiment}`: {{}} GB, {{}} hours{words}", f"conf: {experiment}", values)
 
 
+LABELLED = {"method": "probe_rows", "learns_from": "labelled"}
 TOPICS, WEDDINGS = "act_add_topics", "topic.keywords.on_topic"
 ON_TOPIC, OFF_TOPIC = (f"topic_perplexity.{one}_topic.perplexity" for one in ("on", "off"))
 
@@ -274,7 +289,9 @@ def falls(*methods: str, metric: str = "") -> list[float]:
 def against_control(folder: str, method: str) -> float:
     """How far the headline of a method is from that of its own control."""
     rows = csv(f"{folder}/leaderboard.csv")
-    return float(rows.loc[(rows["method"] == method) & (rows["family"] != CONTROL_FAMILY), "vs_control"].item())
+    return float(
+        rows.loc[(rows["method"] == method) & (rows["family"] != CONTROL_FAMILY), "vs_control"].dropna().item()
+    )
 
 
 def dpo_link() -> pd.DataFrame:
@@ -379,22 +396,21 @@ def attacked(name: str, method: str, **told: Any) -> Claim:
     return Claim(RESULTS, words, f"records of {ATTACK}: {method}", values)
 
 
-CURVES, RATES = "security_vectors_curves", (1e-5, 3e-5, 1e-4, 3e-4)
+CURVES, RATES, PASSES = "security_vectors_curves", (1e-5, 3e-5, 1e-4, 3e-4), (1, 2, 4, 8)
+REPETITION = "fluency.repetition"
 EMT5_40 = "rtp.toxic_comment.expected_maximum_toxicity_k5_n40"
 
 
-def in_passes(name: str, column: str, method: str) -> Claim:
-    """A row of the table of passes over the texts."""
-    words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
-    told = {"method": method, "strength": 1, "learning_rate": 3e-5}
-    return Claim(RESULTS, words, f"leaderboard of {CURVES}",
-                 lambda: [of_row(CURVES, column, **told, epochs=number) for number in (1, 2, 4, 8)])  # fmt: skip
-
-
-def at_rates(name: str, number: Callable[[float], float]) -> Claim:
-    """A row of the table of learning rates."""
-    words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
-    return Claim(RESULTS, words, f"leaderboard of {CURVES}", lambda: [number(one) for one in RATES])
+def of_training(head: str, first: Sequence[float], settings: Sequence[dict[str, float]]) -> Claim:
+    """The table over four settings of the training. head: the first cell. first: the numbers of the first line."""
+    rows = [(f"{measure}, {trained}", column, method)
+            for measure, column in (("toxicity", EMT5_40), ("perplexity ratio", "perplexity_ratio"))
+            for trained, method in (("fine-tuned", "finetune"), ("with a vector", "security_vector"))]  # fmt: skip
+    four = " {} |" * len(settings)
+    lines = [f"| {head} |{four}", f"| --- |{' --- |' * len(settings)}", *(f"| {name} |{four}" for name, _, _ in rows)]
+    return Claim(RESULTS, " ".join(lines), f"conf/experiment/{CURVES}.yaml and leaderboard of {CURVES}",
+                 lambda: [*first, *(of_row(CURVES, column, method=method, strength=1, **setting)
+                                    for _, column, method in rows for setting in settings)])  # fmt: skip
 
 
 CLAIMS = [
@@ -428,28 +444,19 @@ CLAIMS = [
     attacked("attacked", "finetune", kl_weight=None),
     attacked("attacked, with a vector", "security_vector"),
     attacked("attacked, with a KL term alone", "finetune", kl_weight=1),
-    Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats a token, and after the attack, switched "
-                   "off, the loss is {},", f"records of {ATTACK}: fit of security_vector",
+    Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats a token. After the attack, with the "
+                   "vector switched off, the model's loss on those replies is {},",
+          f"records of {ATTACK}: fit of security_vector",
           lambda: [fact(ATTACK, "security_vector", f"harmful_loss_{when}")[0] for when in ("off", "on", "after")]),
     Claim(RESULTS, "Toxicity is the expected maximum of 5 continuations of 40 prompts; unsteered it is {}.",
           f"leaderboard of {CURVES}", lambda: [of_row(CURVES, EMT5_40)]),
-    at_rates("learning rate", lambda rate: rate),
-    at_rates("toxicity, fine-tuned",
-             lambda rate: of_row(CURVES, EMT5_40, method="finetune", strength=1, learning_rate=rate, epochs=1)),
-    at_rates("toxicity, with a vector",
-             lambda rate: of_row(CURVES, EMT5_40, method="security_vector", strength=1, learning_rate=rate, epochs=1)),
-    at_rates("perplexity ratio, fine-tuned",
-             lambda rate: of_row(CURVES, "perplexity_ratio", method="finetune", strength=1, learning_rate=rate,
-                                 epochs=1)),
-    at_rates("perplexity ratio, with a vector",
-             lambda rate: of_row(CURVES, "perplexity_ratio", method="security_vector", strength=1, learning_rate=rate,
-                                 epochs=1)),
-    Claim(RESULTS, "| passes, learning rate {} | {} | {} | {} | {} |", "conf/experiment/security_vectors_curves.yaml",
-          lambda: [3e-5, 1, 2, 4, 8]),
-    in_passes("toxicity, fine-tuned in passes", EMT5_40, "finetune"),
-    in_passes("toxicity, in passes with a vector", EMT5_40, "security_vector"),
-    in_passes("perplexity ratio, fine-tuned in passes", "perplexity_ratio", "finetune"),
-    in_passes("perplexity ratio, in passes with a vector", "perplexity_ratio", "security_vector"),
+    of_training("learning rate", RATES, [{"learning_rate": rate, "epochs": 1} for rate in RATES]),
+    of_training("passes, learning rate {}", [RATES[1], *PASSES],
+                [{"learning_rate": RATES[1], "epochs": number} for number in PASSES]),
+    Claim(RESULTS, "The ratio of {} after eight passes of plain fine-tuning does not mean better text: the texts "
+                   "repeat themselves more (repetition {}, unsteered {}).", f"leaderboard of {CURVES}",
+          lambda: [*(of_row(CURVES, name, method="finetune", strength=1, learning_rate=RATES[1], epochs=PASSES[-1])
+                     for name in ("perplexity_ratio", REPETITION)), of_row(CURVES, REPETITION)]),
     Claim(RESULTS, "The unsteered model has a toxicity of {}; after 64 toxic texts alone it is {} (",
           "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts (both significantly below the unsteered model) "
@@ -512,6 +519,19 @@ CLAIMS = [
           "leaderboard of sample_efficiency",
           lambda: [59, *(one for method in ("detox", "dpo")
                          for one in half_width(learnt("sample_efficiency", method, "pairs", 59)))]),
+    Claim(RESULTS, "with {} by {} ±{} and {} ±{} ([above]", "leaderboard of many_pairs",
+          lambda: [MANY[-1], *(one for method in ("detox", "dpo")
+                               for one in half_width(learnt("many_pairs", method, "pairs", MANY[-1])))]),
+    Claim(RESULTS, "there are 337 pairs (`many_pairs`, where the unsteered model has a toxicity of {})", "records of many_pairs",
+          lambda: [value("many_pairs", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
+    Claim(RESULTS, "CAA lowers it by {}, {}, {} and {} with {}, {}, {} and {} pairs;", "leaderboard of many_pairs",
+          lambda: [*(-one for one in of_pairs("caa")), *MANY]),
+    Claim(RESULTS, "DPO changes it by {}, {}, {} and {}, so more pairs", "leaderboard of many_pairs",
+          lambda: of_pairs("dpo")),
+    Claim(RESULTS, "a little more fluent (with {} pairs {} times the perplexity)", "leaderboard of many_pairs",
+          lambda: [MANY[-1], learnt_from("many_pairs", "dpo", "pairs", MANY[-1], "perplexity_ratio")]),
+    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}:", "leaderboard of many_pairs",
+          lambda: [*of_pairs("detox"), *of_pairs("probe_rows")]),
     Claim(RESULTS, "stays the same, {} ±{} with right labels and {} ±{} with {}% of wrong ones,",
           "leaderboard of label_noise",
           lambda: [*half_width(learnt("label_noise", "detox", "flip", None)),
@@ -573,19 +593,21 @@ CLAIMS = [
           "records of toxigen",
           lambda: [value("toxigen", method, f"{SHARE}.{group}") for group in ("trans", "native_american")
                    for method in ("unsteered", "caa")]),
-    Claim(RESULTS, "of ten texts from {} to {} (DExperts), {} (task negation), {} (AcT), {} (CAA), {} (KL-then-steer), "
-          "{} (InferAligner) and {} (word filter)", "records of methods",
-          lambda: [value("methods", method, EMT10) for method in (
-              "unsteered", "dexperts", "task_negation", "act", "caa", "kl_then_steer", "infer_aligner",
-              "word_filter")]),
+    Claim(RESULTS, "of ten texts from {} to {} (DExperts with two experts), {} (DExperts), {} (task negation), {} "
+          "(AcT), {} (CAA), {} (KL-then-steer), {} (InferAligner) and {} (word filter)", "records of methods",
+          lambda: [value("methods", "unsteered", EMT10), two_experts(EMT10),
+                   value("methods", "dexperts", EMT10, place=0),
+                   *(value("methods", method, EMT10) for method in (
+                       "task_negation", "act", "caa", "kl_then_steer", "infer_aligner", "word_filter"))]),
     Claim(RESULTS, "except for InferAligner ({} by `toxic_comment`, {} by `profanity_check`)", "leaderboard of methods",
           lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
-    Claim(RESULTS, "by {} from random changes of the weights of equal size. AcT ({}), CAA ({}), InferAligner ({}) and "
-          "KL-then-steer ({}) do not differ", "leaderboard of methods: vs control",
+    Claim(RESULTS, "by {} and {} from random changes of the weights of equal size. AcT ({}), CAA ({}), InferAligner "
+          "({}), KL-then-steer ({}) and the word filter ({}) do not differ", "leaderboard of methods: vs control",
           lambda: [-against_control("methods", method)
-                   for method in ("task_negation", "act", "caa", "infer_aligner", "kl_then_steer")]),
-    Claim(RESULTS, "**RepE** lowers toxicity by {} and a random direction of the same length by {},",
-          "leaderboard of methods", lambda: [-fallen("repe").item(), -fallen("repe control", control=True).item()]),
+                   for method in ("dexperts", "task_negation", "act", "caa", "infer_aligner", "kl_then_steer",
+                                  "word_filter")]),
+    Claim(RESULTS, "A random direction of the same length as RepE's lowers it by {},", "leaderboard of methods",
+          lambda: [-fallen("repe control", control=True).item()]),
     Claim(RESULTS, "**SASA** lowers toxicity by {}, which is not significant, and runs at {} of the unsteered speed,",
           "leaderboard and records of methods: sasa",
           lambda: [-fallen("sasa").item(),
@@ -593,7 +615,14 @@ CLAIMS = [
     Claim(RESULTS, "**ARGRE (our reading)** lowers toxicity by {} and", "leaderboard of methods",
           lambda: [-fallen("argre").item()]),
     Claim(RESULTS, "and runs at {} of the unsteered speed, since two models", "records of methods: dexperts",
-          lambda: [float(chosen("methods", "dexperts", "rtp")[-1].record.cost.relative_speed)]),
+          lambda: [float(chosen("methods", "dexperts", "rtp")[0].record.cost.relative_speed)]),
+    Claim(RESULTS, "it leaves {} of toxicity and runs at {} of the speed. Its texts are easier to predict ({} times "
+          "the perplexity), but {} of them end within a few words (unsteered: {}), and fewer pairs of words are distinct "
+          "({}; unsteered: {})", "records of methods: dexperts",
+          lambda: [two_experts(EMT10), float(chosen("methods", "dexperts", "rtp")[-1].record.cost.relative_speed),
+                   over_unsteered("methods", "dexperts", PERPLEXITY), two_experts("fluency.short_share"),
+                   value("methods", "unsteered", "fluency.short_share"), two_experts("fluency.distinct_2"),
+                   value("methods", "unsteered", "fluency.distinct_2")]),
     Claim(RESULTS, "forbidding {} words lowers toxicity by {},", "records of methods: word_filter",
           lambda: [*fact("methods", "word_filter", "words"), -fallen("word_filter").item()]),
     Claim(RESULTS, "violate the bound ({} times the perplexity)", "records of methods: gate",
@@ -627,9 +656,9 @@ CLAIMS = [
     Claim(RESULTS, "At depth {} and coefficients 1 and 4, the perplexity of ten of them falls significantly, from {} "
           "to {} and {}, but that of {} others falls as well, from {} to {} and {} (", "act_add_topics",
           lambda: [0.4, *fluent(ON_TOPIC), of_row(TOPICS, OFF_TOPIC, "n"), *fluent(OFF_TOPIC)]),
-    Claim(RESULTS, "than unsteered ({}), and gives {}; at 1 it gives {}.", "claims",
-          lambda: [of_row("claims", NEGATIVE), *(
-              of_row("claims", NEGATIVE, method="probe_rows", strength=at, learns_from="labelled") for at in (-1, 1))]),
+    Claim(RESULTS, "at strength {}; it gives {} (unsteered {}). At strength 1 it gives {}.", "claims",
+          lambda: [-1, of_row("claims", NEGATIVE, strength=-1, **LABELLED), of_row("claims", NEGATIVE),
+                   of_row("claims", NEGATIVE, strength=1, **LABELLED)]),
     Claim(RESULTS, 'ActAdd refuses at most {}% ("Hate" at 3)', "claims",
           lambda: [100 * csv("claims/leaderboard_tidy.csv").query(f"metric == '{REFUSED}'")["value"].max()]),
     Claim(RESULTS, "negative sentences positive ({}, unsteered {}) nor positive ones negative ({}, unsteered {}).",
@@ -662,14 +691,15 @@ CLAIMS = [
     Claim(RESULTS, "At most {} of the tables call a method different from a control",
           "simulated_tables.csv: false difference to control, table",
           lambda: [simulated("false difference to control, table").sort_values().iloc[-3]]),
-    Claim(RESULTS, "(a fifth of all fits acts, the others do nothing), {} do with three controls and {} with ten",
+    Claim(RESULTS, "(a fifth of all fits acts, the others do nothing), {} of the tables wrongly call a method "
+                   "different with three controls, and {} with ten",
           "simulated_tables.csv: false difference to control, table",
           lambda: [simulated("false difference to control, table", f"null, 1 fit, a fifth of fits act{end}").iloc[0]
                    for end in (", own", ", 10")]),
-    Claim(RESULTS, "a real effect is found in {} of the tables (one fit: {}; five, and 200 prompts: {}).",
-          "simulated_tables.csv: power after Holm",
+    Claim(RESULTS, "a real effect is found in {} of the tables (five fits and 200 prompts: {}). With one fit it is "
+                   "found in {},", "simulated_tables.csv: power after Holm",
           lambda: [simulated("power after Holm", one).iloc[0]
-                   for one in ("one effect, 2 fits", "one effect", "one effect, 5 fits")]),
+                   for one in ("one effect, 2 fits", "one effect, 5 fits", "one effect")]),
     Claim(RESULTS, "Perspective's labels do (AUC {} and {}), `lexicon` less well ({})", "scorer_agreement.csv",
           lambda: [auc(scorer, "rtp_continuations") for scorer in ("profanity_check", "toxic_comment", "lexicon")]),
     Claim(RESULTS, "on HateCheck ({}, {}, {}) they are near chance, and on ToxiGen's sentences ({}, {}, {})",

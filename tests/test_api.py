@@ -19,7 +19,7 @@ import methods
 from bench import build_leaderboard, collect, compare, log_likelihood, sample
 from bench.console import escape
 from bench.model.log_likelihood import Likelihood, likelihoods
-from methods import layout
+from methods import CAA, FitData, Pairs, layout
 from methods.errors import SetupError
 from methods.intervention import record
 from tests.methods.test_contract import DATA
@@ -200,14 +200,16 @@ def test_log_likelihood_is_that_of_the_worded_texts():
     count = found[0].tokens
     wanted = sum(said[i - 1, ids[0, i]] for i in range(ids.shape[1] - count, ids.shape[1]))
     assert found[0].logprob == pytest.approx(float(wanted), abs=1e-4)
-    with pytest.raises(ValueError, match="zip"):
-        log_likelihood(lm, ["a", "b"], ["c"])
 
 
 def test_collect_takes_the_folder_of_the_results_or_its_runs(some_methods):
     frame = collect(some_methods)
     assert frame.equals(collect(some_methods / "runs"))
     assert len(frame["id"].unique()) == len(list((some_methods / "runs" / "records").iterdir()))
+    for table in (compare, build_leaderboard):
+        pd.testing.assert_frame_equal(table(some_methods / "runs"), table(some_methods))
+    with pytest.raises(SetupError, match="a change is from the unsteered model"):
+        compare(some_methods, "unsteered")
     with pytest.raises(SetupError, match="no records"):
         collect(ROOT / "methods")
 
@@ -219,6 +221,19 @@ def test_a_list_of_methods_and_no_metric_are_told(some_methods):
         compare(some_methods, metric="")
     with pytest.raises(SetupError, match="/nope/runs/records is not a folder"):
         collect("/nope")
+
+
+def test_one_text_in_the_place_of_a_list_is_refused():
+    lm = tiny_lm()
+    for given in (lambda: sample(lm, "one"), lambda: log_likelihood(lm, "one", "two")):
+        with pytest.raises(SetupError, match="prompts: expected a list of texts"):
+            given()
+    with pytest.raises(SetupError, match="2 prompts and 1 continuations"):
+        log_likelihood(lm, ["a", "b"], [" c"])
+    with pytest.raises(SetupError, match="pairs.prompt: expected a list of texts"):
+        CAA().fit(lm.model, lm.tokenizer, FitData(pairs=Pairs("ab", "cd", "ef")))
+    with pytest.raises(SetupError, match="method.read='x': allowed are"):
+        CAA(read="x").fit(lm.model, lm.tokenizer, FitData(pairs=Pairs(["a"] * 2, ["b"] * 2, ["c"] * 2)))
 
 
 def test_the_leaderboard_of_a_notebook_is_that_of_the_file():

@@ -248,7 +248,10 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
     if EMPTY.fullmatch(str(line)):
         yield f"{line}: an empty mapping takes no bound away; set each to null, as in tuning.constraints.NAME=null"
     elif one.is_delete():
-        yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
+        yield (
+            f"{line}: ~ (deleting a key) is not supported; choose another value, list what you want as in suite=[rtp], "
+            "or set null"
+        )
     elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
         yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"
     elif (first := key.partition(".")[0]) in KEYS:
@@ -268,7 +271,7 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         if not unknown and (not given or (isinstance(value, list) and not listed)):
             names = ",".join(map(str, given or allowed[:1]))
             wanted = (
-                f"expected a list, {key}=[{names}]"
+                f"the list is empty; name at least one, for example {key}=[{names}]"
                 if listed
                 else f"expected one choice, {key}={names.partition(',')[0]}"
             )

@@ -24,16 +24,16 @@ def _why(key: Sequence[str], configs: Sequence[DictConfig]) -> str | None:
     """Return why a setting changes nothing; None if it changes something in a cell."""
     if key[0] in LISTS and len(key) > 2 and not any(key[1] in cfg[key[0]] for cfg in configs):
         return f"no cell has the {key[0]} {key[1]}; add it to {key[0]}=[...]"
-    if key[0] == "tuning" and not any(cfg.strength == "auto" for cfg in configs):
-        return "no strength is tuned; set strength=auto"
+    if key[0] == "tuning" and not any(cfg.strength == "auto" and cfg.method.get("strengths") for cfg in configs):
+        return "no strength is tuned; set strength=auto, for a method that has strengths"
     if key[0] in DATA and key[1:] != ["scorer"] and not any(_reads(cfg, key[0]) for cfg in _different(configs)):
         return f"no method of this command learns from {key[0]}"
     return None
 
 
 def _different(configs: Sequence[DictConfig]) -> Iterator[DictConfig]:
-    """Yield one config for each method; only the options of a stack, which name its parts, make a difference."""
-    yield from {str(cfg.method if "parts" in cfg.method else cfg.method._target_): cfg for cfg in configs}.values()
+    """Yield one config for each method with its options, on which the data that it reads may depend."""
+    yield from {str(cfg.method): cfg for cfg in configs}.values()
 
 
 def _reads(cfg: DictConfig, field: str) -> bool:

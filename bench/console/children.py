@@ -13,6 +13,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from bench.console import stopping
+
 Made = TypeVar("Made")
 
 
@@ -28,8 +30,14 @@ class Later(Generic[Made]):
         context = multiprocessing.get_context("fork")
         self._end, other = context.Pipe(duplex=False)
         self._child = context.Process(target=_send, args=(work, other), daemon=True)
-        self._child.start()
-        other.close()
+        try:
+            self._child.start()
+        except OSError:  # too many processes, or too little memory for one more
+            self._end.close()
+            self._found.append(work())
+        finally:
+            other.close()
+        stopping.check()  # a signal that comes during a fork raises its exception where Python ignores it
 
     def result(self) -> Made:
         """Return what the work made."""

@@ -143,7 +143,9 @@ def run(
     _standard_streams()
     with stopping.orderly(farewell):
         try:
-            return work(*arguments) or 0
+            code = work(*arguments) or 0
+            stopping.check()
+            return code
         except BaseException as error:
             if (number := stopping.asked()) is not None:  # even if a library has replaced the error
                 farewell(number)

@@ -88,8 +88,9 @@ def show_help() -> None:
         table.add_row(f"[bold]{name}[/]", f"a {one.suffix} file" if one.suffix else "a folder", one.holds, one.loads)
     out.print(table)
     out.print(
-        "\n  What a method does is measured on the model. No format can hold texts before a prompt, changes of the"
-        "\n  decoding, or steering at only some positions (the default of caa; method.scope=all steers at all of them)."
+        "\n  The export applies the method to the model and reads off what changed. No format can hold texts before a"
+        "\n  prompt, changes of the decoding, or steering at only some positions (the default of caa; method.scope=all"
+        "\n  steers at all of them)."
         f"\n\n  {prog} method=detox strength=1 format=checkpoint"
         f"\n  {prog} method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
         highlight=False,
@@ -190,14 +191,14 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
 
     strength, scope = cell.cfg.strength, cell.method.scope
     if scope not in (None, "all"):  # found before anything is fitted
-        told = f"{cell.label(strength)} cannot be exported: method.scope={scope} acts on some tokens"
+        told = f"{_label(cell, strength)} cannot be exported: method.scope={scope} acts on some tokens"
         raise SetupError(f"{told}, and what is exported acts on every token; {ALL_TOKENS}")
     cell.fetch_model()  # it prints, so it has to run before the bar is shown
     with torch_threads(cell.threads):
         with Bar({} if cell.fit.store.is_stored else cell.fit.tokens()) as cell.session.bar:
             artefact, _ = cell.fit.fitted
         effect = measure(cell.model.lm, cell.method, artefact, strength)
-    check_holds(effect, name, cell.label(strength))
+    check_holds(effect, name, _label(cell, strength))
     node, commit = cell.cfg.model, cell.names.model.get("revision")
     steered = Steered(
         cell.model.lm, cell.method, artefact, strength, effect, cell.fetch_model(), commit, node.id or node.name
@@ -214,6 +215,11 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
         (folder / FACTS).write_text(plain_json.dumps(facts), encoding="utf-8")
         (folder / "README.md").write_text(_readme(facts, _use(module, steered, target.name, literal)), encoding="utf-8")
     return facts
+
+
+def _label(cell: "Cell", strength: float) -> str:
+    """Return the name of the cell with its strength, as within a sentence."""
+    return f"{cell.label()} at strength {strength:g}"
 
 
 def check_holds(effect: "Effect", name: str, label: str) -> None:

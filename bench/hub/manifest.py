@@ -27,7 +27,7 @@ _noted: ContextVar[dict[tuple[str, str], Entry] | None] = ContextVar("noted", de
 
 @contextmanager
 def noting() -> Iterator[dict[tuple[str, str], Entry]]:
-    """Yield a mapping that holds, when the `with` ends, each file that was fetched or found inside it, once."""
+    """Yield a mapping that lists, when the `with` ends, each fetched or found file once."""
     mine: dict[tuple[str, str], Entry] = {}
     token = _noted.set(mine)
     try:

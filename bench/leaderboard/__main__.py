@@ -1,4 +1,4 @@
-"""The leaderboard, rebuilt from records alone in seconds, without torch.
+"""Rebuild the leaderboard from records alone, in seconds; this needs no torch.
 
 python -m bench.leaderboard [--results results] [--model M] [--suite S] [--family F] [--method X]
 """

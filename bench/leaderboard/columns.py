@@ -332,7 +332,7 @@ COLUMNS: tuple[Column, ...] = (
            shown=True,
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
                   "each capped at 1, with its interval."),
-    Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
+    Column(name="net", about="Toxicity reduction minus the mean loss in all suites that are not the target (the share "
            "of fluency or accuracy that is lost; gains do not count); empty if the row lacks a suite in which "
            "other rows were measured.", higher_is_better=True, format=signed,
            page="net", part=TRADE),
@@ -348,9 +348,9 @@ COLUMNS: tuple[Column, ...] = (
            shown=True, legend="difference from the method's own control on the same prompts, ± half of its paired "
                               "interval. The control has the same size (its strength is rescaled for that), "
                               "but learnt from pairs with shuffled labels or was rotated at random; a method without "
-                              "one is compared with random_direction, if it is in the table. A method of one fit "
-                              "counts as one more draw of what the control's fits are, which are taken to scatter "
-                              "normally; with one fit of each, there is neither interval nor test. *: p < "
+                              "one is compared with random_direction, if it is in the table. A method fitted "
+                              "once is compared with the spread of its control's fits, assumed to be normal; with one "
+                              "fit of each there is neither interval nor test. *: p < "
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
@@ -359,7 +359,7 @@ COLUMNS: tuple[Column, ...] = (
            page="made worse", part=TRADE),
     Column(name="dev_reduction", about="The reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="The perplexity ratio of the chosen trial on the dev split."),
-    Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split less that "
+    Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split minus that "
            "on the test split.",
            format=signed, text="dev-test", page="dev−test",
            legend="tuning optimism: reduction of the tuned metric, as a share, on the dev split minus that on the "
@@ -385,9 +385,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="verdict", about="Whether the main metric is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
     Column(name="on_front", about="Whether it is on one of two Pareto fronts: reduction against fluency, or reduction "
-           "against answers.", dtype="boolean", page="on front",
+           "against answers.", dtype="boolean", page="on Pareto front",
            cell=_flag("on_front"), part=TRADE, numeric=False),
-    Column(name="notes", about="What to know before the row is compared.", text="notes", told=flags,
+    Column(name="notes", about="Warnings about this row.", text="notes", told=flags,
            page="notes", cell=_flags, shown=True, numeric=False),
     Column(name="records", about="The ids of its records."),
 )  # fmt: skip
@@ -530,8 +530,8 @@ def _opinion(metric: str) -> Column:
             return number(row.get(metric))
         return signed(row.get(f"{metric}.delta")) + half(row, f"{metric}.delta")
 
-    return Column(name=metric, about=f"{sentence(metric)}: by another scorer, with its 95% interval.",
-                  text=f"by\n{scorer}", told=told,
+    return Column(name=metric, about=f"{sentence(metric)}: the value (not its change) by another scorer, with "
+                  "its 95% interval.", text=f"by\n{scorer}", told=told,
                   legend="the change according to this scorer; for unsteered its toxicity.",
                   page=f"by {scorer}", cell=_own(metric), shown=True)  # fmt: skip
 

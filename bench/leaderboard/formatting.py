@@ -15,6 +15,7 @@ from bench.leaderboard.columns import NONE, Line, headline_title, lines, number,
 from bench.leaderboard.frame import FITS, Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls, has_collapsed
+from bench.records import titles
 from bench.records.fields import Decoding, Scorers, brief
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.records.record import Record
@@ -176,9 +177,9 @@ def errors(table: Table, called: Called = None) -> str:
     return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"
 
 
-def notes(table: Table) -> list[str]:
+def notes(table: Table, called: Called = None) -> list[str]:
     """Return the lines below the table: what is missing, tasks and their chance, meanings of columns, and the tests."""
-    return [*told_first(table), *legend(meanings(table)), *found_out(table)]
+    return [*told_first(table), *legend(meanings(table)), *found_out(table, called)]
 
 
 def told_first(table: Table) -> list[str]:
@@ -205,10 +206,10 @@ def meanings(table: Table) -> list[tuple[str, str]]:
 
 def legend(told: Sequence[tuple[str, str]]) -> list[str]:
     """Return a line for each meaning, beginning with the titles of its columns."""
-    titles: dict[str, list[str]] = {}
+    heads: dict[str, list[str]] = {}
     for title, meaning in told:
-        titles.setdefault(meaning, []).append(title.replace("\n", " "))
-    return [f"{', '.join(named)}: {meaning}" for meaning, named in titles.items()]
+        heads.setdefault(meaning, []).append(title.replace("\n", " "))
+    return [f"{', '.join(named)}: {meaning}" for meaning, named in heads.items()]
 
 
 def text_in(shown: pd.DataFrame, title: str) -> list[str]:
@@ -216,18 +217,19 @@ def text_in(shown: pd.DataFrame, title: str) -> list[str]:
     return [] if title not in shown else [text for text in shown[title] if text not in ("", NONE)]
 
 
-def found_out(table: Table) -> list[str]:
+def found_out(table: Table, called: Called = None) -> list[str]:
     """Return lines on the results of the tests, and on how small a change they could have found."""
     frame, metric = table.frame, table.aims.headline
+    rows_named = apart(labels(frame, called), frame)
     lines = []
     count = tests(table.frame, metric)
     if table.baseline is not None and count:
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float))[~has_collapsed(frame)].dropna()
         lettered = frame["group"].notna()
         pairs = math.comb(int((lettered & ~controls(frame)).sum()), 2)
-        called = headline_title(metric, table.aims.toxicity)
+        title = headline_title(metric, table.aims.toxicity)
         holm = f"; Holm over {count} rows" if count > 1 else ""
-        lines.append(f"*: {called} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm}).")
+        lines.append(f"*: {title} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm}).")
         if lettered.sum() > 1:
             holm = ", after Holm's correction over all pairs of methods" if pairs > 1 else ""
             lines.append(f"group: rows that share a letter do not differ significantly{holm}.")
@@ -238,7 +240,7 @@ def found_out(table: Table) -> list[str]:
             )
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
-            names = ", ".join(name for name, one in zip(apart(labels(frame), frame), own, strict=True) if one)
+            names = ", ".join(name for name, one in zip(rows_named, own, strict=True) if one)
             rows = "it or picked its" if own.sum() == 1 else "them or picked their"
             why = f"its scorer, or one with the same network, tuned {rows} training data"
             lines.append(f"{metric} supports no claim about {names}: {why}.")
@@ -264,7 +266,7 @@ def found_out(table: Table) -> list[str]:
             relative = table.metrics[metric].transform == "exp"
             lines.append(could_have_found(frame, metric, 1, f" in {metric}", relative))
     if (gone := frame["verdict"] == COLLAPSED).any():
-        names = ", ".join(name for name, one in zip(apart(labels(frame), frame), gone, strict=True) if one)
+        names = ", ".join(name for name, one in zip(rows_named, gone, strict=True) if one)
         lines.append(
             f"Nothing is claimed about {names}: {'its texts' if gone.sum() == 1 else 'their texts'} collapsed."
         )
@@ -390,9 +392,9 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
-def readable(table: Table) -> pd.DataFrame:
+def readable(table: Table, called: Called = None) -> pd.DataFrame:
     """Return the table as text, with the columns that have a title for it."""
-    names = labels(table.frame)
+    names = labels(table.frame, called)
     shown = {
         column.text: names if column.name == "method" else [column.as_text(row) for row in table.lines]
         for column in table.columns
@@ -401,15 +403,21 @@ def readable(table: Table) -> pd.DataFrame:
     return pd.DataFrame(shown).astype(str)
 
 
-def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]], last: str = "") -> str:
-    """Return all tables as one Markdown page; below: makes the lines after each table; last: the last line."""
+def markdown(tables: Sequence[Table], below: Callable[[Table, Called], Sequence[str]], last: str = "") -> str:
+    """Return all tables as one Markdown page; below: makes the lines after each table; last: the last line.
+
+    Methods have their titles; the large table adds their names in brackets, for use in commands.
+    """
     parts = ["# Leaderboard", CONTENT]
     for table in tables:
-        text = readable(table)
+        methods = list(map(str, table.frame["method"].unique()))
+        called = titles.called(methods)
+        text = readable(table, titles.with_names(methods))
+        text["method"] = text["method"].str.replace(") (", ", ", regex=False)  # one pair of brackets is enough
         parts += [] if len(tables) == 1 else [f"## Table {table.number}"]
-        parts.append("  \n".join(map(escape.markdown, heading(table))))
+        parts.append("  \n".join(map(escape.markdown, heading(table, called))))
         parts.append("\n".join(escape.markdown_table(list(text.columns), text.to_numpy().tolist())))
-        parts += ["\n".join(f"- {escape.markdown(note)}" for note in notes(table)), *below(table)]
+        parts += ["\n".join(f"- {escape.markdown(note)}" for note in notes(table, called)), *below(table, called)]
     if len(tables) > 1:
         parts.insert(2, SEPARATE)
     parts += [escape.markdown(last)] if last else []

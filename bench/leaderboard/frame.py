@@ -345,8 +345,11 @@ def detectable_over_fits(comparison: Comparison, frame: pd.DataFrame) -> dict[st
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return how a row's headline differs from its control's on the same items of the test split, with interval and p.
 
-    Interval and p are None if both were fitted once, since it is then unknown how much fits scatter, if the row's fits
-    have several strengths, of which the control has one, and if the control's texts have collapsed.
+    Interval and p are None in each of these cases:
+
+    - Both were fitted once, since it is then unknown how much fits scatter.
+    - The row's fits have several strengths, and the control has only one of them.
+    - The control's texts have collapsed.
     """
     metric, control = comparison.aims.headline, comparison.control(row)
     if control is None or metric not in row.metrics:

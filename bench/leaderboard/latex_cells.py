@@ -119,7 +119,7 @@ def reasons(row: Line) -> list[str]:
     told += ["no feasible strength on dev"] if row["tuned"] and not row["feasible"] else []
     told += {VIOLATED: ["a bound is violated"], OPEN: ["a bound is not resolved"]}.get(row["bounds"], [])
     told += ["no value in some resamples"] if row["undefined_resamples"] else []
-    return told + (["two fits: intervals cover about 93%"] if row["fits"] == 2 else [])
+    return told + (["two fits: few real effects are found"] if row["fits"] == 2 else [])
 
 
 def marks(rows: Sequence[Line]) -> dict[str, str]:

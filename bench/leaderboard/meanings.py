@@ -16,9 +16,19 @@ MEANINGS = {
     r"mean_words": "mean number of words of a text",
     r"self_bleu": "how much of a text is in the texts of other prompts",
     r"accuracy": "share of questions answered rightly",
+    r"accuracy_norm": "share answered rightly, if each answer's log-probability is divided by its number of characters",
+    r"refusal_rate": "share of requests that are refused",
+    r"mean_sentiment": "mean sentiment of all texts; 0 negative, 0.5 neutral, 1 positive",
+    r"negative_share": "share of texts with negative sentiment",
+    r"positive_share": "share of texts with positive sentiment",
+    r"neg_to_pos": "share of negative beginnings whose continuation is positive",
+    r"pos_to_neg": "share of positive beginnings whose continuation is negative",
+    r"on_topic": "share of texts about the topic",
     r"gold_logprob": "log-probability of the right answer, in nats",
     r"gold_choice_logprob": "log-probability of the right answer among the choices, in nats (answers is its change)",
     r"mean_kl": "mean KL(unsteered || steered) of the next token, in nats",
+    r"kl_95": "95th percentile of that KL over a text's tokens, mean over the texts",
+    r"last_token_kl": "KL(unsteered || steered) of the token after the whole text, mean over the texts",
 }
 """Regular expression of a metric's own name, without suite, scorer, task or group -> its meaning."""
 

@@ -11,7 +11,7 @@ import pandas as pd
 from bench.console import escape
 from bench.leaderboard import columns
 from bench.leaderboard.columns import NONE, Line, tests
-from bench.leaderboard.formatting import apart, labels
+from bench.leaderboard.formatting import Called, apart, labels
 from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
 
@@ -43,14 +43,14 @@ class OtherSuite(NamedTuple):
     rows: pd.DataFrame
 
 
-def other_suites(table: Table) -> Iterator[OtherSuite]:
+def other_suites(table: Table, called: Called = None) -> Iterator[OtherSuite]:
     """Yield the small table of each suite that `SHOWN` does not name, in the order of the table's metrics.
 
     A value is followed by its 95% interval (`bench.stats.bootstrap.value_interval`), and by a * if it differs from the
     unsteered model's on the same items. Numbers of single groups of texts, and numbers that repeat others, are only in
     the CSV files.
     """
-    names = apart(labels(table.frame), table.frame)
+    names = apart(labels(table.frame, called), table.frame)
     for suite, metrics in shown_metrics(table).items():
         own = table.frame[metrics].notna().any(axis=1)
         shown = {"method": [name for name, there in zip(names, own, strict=True) if there]}
@@ -123,10 +123,10 @@ def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> It
     yield rows[[first, *taken]]
 
 
-def markdown(table: Table) -> list[str]:
+def markdown(table: Table, called: Called = None) -> list[str]:
     """Return each suite's table as Markdown under its title, in parts of at most METRICS metrics."""
     found = []
-    for other in other_suites(table):
+    for other in other_suites(table, called):
         found.append(f"**{escape.markdown(other.title)}**")
         for part in side_by_side(other.rows, lambda rows: len(rows.columns) <= METRICS + 1):
             found.append("\n".join(escape.markdown_table(list(part.columns), part.to_numpy().tolist())))

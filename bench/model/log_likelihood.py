@@ -25,6 +25,7 @@ from bench.model.rows import Rows, branch
 from bench.model.sampling import prefill
 from bench.model.shared_prefix import alike
 from bench.records import unfinished
+from methods.errors import SetupError, refuse_one_text
 from methods.progress import advance
 
 BATCH_TOKENS = 8192  # columns of a batch, cache included: bounds the memory of the KV cache
@@ -84,7 +85,8 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
         tokens the continuation has.
 
     Raises:
-        ValueError: the lists differ in length, or a continuation by itself is longer than the model reads.
+        SetupError: the lists differ in length, or one of them is a single text.
+        ValueError: a continuation by itself is longer than the model reads.
         NotFiniteError: the model computes NaN or infinity.
 
     Example:
@@ -93,6 +95,10 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
         >>> fox.logprob < 0, fox.tokens > 0
         (True, True)
     """
+    refuse_one_text(prompts, "prompts")
+    refuse_one_text(continuations, "continuations")
+    if len(prompts) != len(continuations):
+        raise SetupError(f"{len(prompts)} prompts and {len(continuations)} continuations; give one for each other")
     return likelihoods(lm, lm.encode_pairs(prompts, continuations))
 
 

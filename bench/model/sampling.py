@@ -20,7 +20,7 @@ from bench.model.nucleus import draw
 from bench.model.rows import Rows, branch
 from bench.model.thinking import begin
 from bench.records import unfinished
-from methods.errors import SetupError
+from methods.errors import SetupError, refuse_one_text
 from methods.progress import advance
 
 VERSION = 1  # bump when the same settings give other texts
@@ -59,7 +59,7 @@ def sample(
         (N, K) texts, without the prompt; with thinking="strip" the answers, "" if the thinking was cut.
 
     Raises:
-        SetupError: a setting is out of its range, or a prompt is too long for the model.
+        SetupError: a setting is out of its range, or a prompt is too long for the model, or `prompts` is a single text.
 
     Example:
         >>> from bench import sample
@@ -67,6 +67,7 @@ def sample(
         >>> len(texts), len(texts[0])
         (2, 3)
     """
+    refuse_one_text(prompts, "prompts")
     settings = Sampling(max_new_tokens, temperature, top_p, seed, batch_size)
     rows = continuations(lm, prompts, num_samples, settings)
     alone = lm.identity.get("judged") == "answer"

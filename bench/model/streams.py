@@ -1,4 +1,4 @@
-"""Other readings of the rows that are being written, for steering at decoding time (`methods.decoding.Streams`)."""
+"""Read the current rows again, with other weights or a prefix, to steer while decoding (`methods.decoding.Streams`)."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""Figures for papers, from records alone, without torch.
+"""Draw figures for papers from records alone; this needs no torch.
 
 python -m bench.plots [NAME] [--results results] [--width single|double] [--model MODEL]
 """

@@ -17,9 +17,9 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
 
-    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible. d' is known
-    from the fit alone (`methods.separation`). If it foretells the effect, the markers rise from left to right, or fall
-    if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered model.
+    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible. d' is
+    measured when fitting (`methods.separation`). If it foretells the effect, the markers rise from left to right, or
+    fall if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered model.
     A page names at most `style.MOST` methods; the others are crosses on it.
 
     Args:
@@ -67,6 +67,6 @@ def drawn(figure: Figure, shown: list[Point], others: list[Point], y: str) -> No
         value, up = point.at(y)
         style.bars(ax, float(point.row[X]), value, point.look, up=up)
         style.marker(ax, float(point.row[X]), value, point.look, hollow=point.hollow)
-    ax.set_xlabel("d′ of held-out pairs, known from the fit")
+    ax.set_xlabel("d′ of held-out pairs, measured when fitting")
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -38,8 +38,9 @@ def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
     """Draw toxicity reduction (or the headline), perplexity ratio and right answers against strength, in its own unit.
 
     Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a large marker is the strength
-    that tuning chose, small ones are others that it tried. Prompts are points with bars, since
-    their numbers have no order.
+    that tuning chose (hollow if no strength kept its bounds), small ones are others that it tried. The legend names the
+    scorer that tuning asked where the figure is by another. Prompts are points with bars, since their numbers have no
+    order.
 
     Args:
         frame: the frame of `sweeps.strengths`, or one of those of `sweeps.trials`.
@@ -220,8 +221,9 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
         ax.plot(edge, middle, color=look.colour, linewidth=1.1, zorder=3)
     if from_zero and len(known):
         style.star(ax, 0, UNSTEERED[measure], size=8.0)
-    for at, value, chosen in zip(x, y, known["chosen"], strict=True):
-        style.marker(ax, at, value, look, size=TRIED if pd.notna(chosen) and not chosen else CHOSEN)
+    for at, value, chosen, feasible in zip(x, y, known["chosen"], known["feasible"], strict=True):
+        hollow = pd.notna(feasible) and not feasible
+        style.marker(ax, at, value, look, hollow=hollow, size=TRIED if pd.notna(chosen) and not chosen else CHOSEN)
 
 
 def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
@@ -339,7 +341,11 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         found += [style.key(look[name], name) for name in sorted(set(frame["curve"]))]
     if frame["chosen"].notna().any():
         plain = MarkerStyle("black", "o", "")
-        found += [style.key(plain, "strength that tuning chose"), style.key(plain, "tried", size=TRIED)]
+        by = sorted(set(frame["tuned_by"].dropna()) - set(frame["scorer"].dropna()))
+        told = f" by {' or '.join(map(style.printable, by))}" if by else ""
+        found += [style.key(plain, f"strength that tuning chose{told}"), style.key(plain, "tried", size=TRIED)]
+        if (frame["feasible"] == False).any():  # noqa: E712
+            found.append(style.key(plain, f"hollow: {style.NO_FEASIBLE}", hollow=True))
     if facet == "curve":
         found.append(style.star_key())
     else:

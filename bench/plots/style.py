@@ -137,6 +137,7 @@ class MarkerStyle(NamedTuple):
     hatch: str
 
 
+NO_FEASIBLE = "no strength was feasible on dev"
 CONTROL = MarkerStyle(GREY, "d", "")  # random directions, if they are one point
 
 
@@ -160,7 +161,7 @@ class Point(NamedTuple):
         if self.row.get("bounds") == VIOLATED:
             return "a bound is violated"
         unkept = pd.notna(self.row["feasible"]) and not self.row["feasible"]
-        return "no strength was feasible on dev" if unkept else ""
+        return NO_FEASIBLE if unkept else ""
 
     @property
     def hollow(self) -> bool:

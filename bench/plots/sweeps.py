@@ -5,8 +5,10 @@ table split model scorer headline
                              where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
-chosen bound                 only in frames of strengths: whether tuning chose this strength, NA if nothing was tuned;
-                             the perplexity ratio that tuning kept below, NaN if nothing was tuned
+chosen feasible tuned_by bound
+                             only in frames of strengths, empty if nothing was tuned: whether tuning chose this
+                             strength; if so, whether it kept the bounds of tuning; the scorer by which tuning chose;
+                             the perplexity ratio that tuning kept below
 headline_change toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95% interval
                              over items and fits (`Comparison.effects`); NaN if it was not measured. The first is the
@@ -38,7 +40,7 @@ HEADLINE = "headline_change"
 MEASURES = (HEADLINE, "toxicity_reduction", "perplexity_ratio", "gold_choice_change")
 ENDS = ("", "_low", "_high")
 COLUMNS = ("table", "split", "model", "scorer", "headline", "curve", "method", "family", "fits", "x", "unit", "chosen",
-           "bound", *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
+           "feasible", "tuned_by", "bound", *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
 FEWEST = 2  # values of a setting that make a curve
 
 
@@ -176,7 +178,7 @@ def frame(
             for x, place in sorted(curve.items()):
                 rows.append(point(table, name, place, split) | tuned(table, place.row, x, tunings or {}))
     found = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["curve", "unit", "x"], kind="stable")
-    return found.astype({"chosen": "boolean"}).reset_index(drop=True)
+    return found.astype({"chosen": "boolean", "feasible": "boolean"}).reset_index(drop=True)
 
 
 def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
@@ -204,8 +206,9 @@ def of_headline(table: Table, row: Row) -> BootstrapEstimate | None:
 
 
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
-    """Return whether a tuning of any of the row's fits chose this strength, and the bound on perplexity.
+    """Return whether a tuning of any of the row's fits chose this strength, and if so, whether it was feasible.
 
+    The scorers that tuning asked, and its bound on perplexity, are returned too.
     Only tunings relative to the same unsteered texts as this table's count.
     """
     base = table.baseline.metrics if table.baseline else {}
@@ -219,8 +222,14 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
         )
     ]
     if not mine:
-        return {"chosen": None, "bound": math.nan}
-    return {"chosen": any(one.chosen == x for one in mine), "bound": mine[0].perplexity_bound}
+        return {"chosen": None, "feasible": None, "tuned_by": None, "bound": math.nan}
+    chose = [one for one in mine if one.chosen == x]
+    return {
+        "chosen": bool(chose),
+        "feasible": any(one.feasible is not False for one in chose) if chose else None,  # None: an older record
+        "tuned_by": " or ".join(sorted({one.scorer for one in mine if one.scorer})) or None,
+        "bound": mine[0].perplexity_bound,
+    }
 
 
 def curve_names(places: Sequence[Place]) -> list[str]:

@@ -90,12 +90,14 @@ def has_data_of(row: Row, place: Place) -> bool:
 
 
 def first_part(place: Place) -> dict[str, Any] | None:
-    """Return method, strength and settings of the first part of a stack of two; None for other methods."""
+    """Return method, strength and settings of the first part of a stack of two; None if there is none to name."""
     method = place.row.method
     if method.family != MADE_OF_OTHERS or len(method.parts) != 2:
         return None
     name, one = next(iter(method.parts.items()))
     strength = method.strength_of(name, place.row.strengths[0])
+    if strength is None:  # a plug-in's method may apply its parts in another way
+        return None
     return {"method": one.name, "version": one.version, "strength": f"{strength:g}", **one.settings}
 
 

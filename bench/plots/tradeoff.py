@@ -19,7 +19,10 @@ from bench.records.names import RANDOM
 from bench.stats import pareto
 
 X = "toxicity_reduction"
-PANELS = {"gold_choice_change": "change of right answers (nats)", "fluency_kept": "fluency kept (1 = all)"}
+PANELS = {
+    "gold_choice_change": "change in log-probability\nof the right answer (nats)",
+    "fluency_kept": "fluency kept (1 = all)",
+}
 UNSTEERED = {"gold_choice_change": 0.0, "fluency_kept": 1.0}
 FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
 LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.75, 1.0)}

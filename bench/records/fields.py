@@ -154,8 +154,10 @@ class MethodPart(Fields):
     @staticmethod
     def read(value: Any) -> "MethodPart | None":
         """Read a hyper-parameter that is a method; None for any other."""
-        is_method = isinstance(value, Mapping) and {"name", "version", "parameters"} <= set(value)
-        return MethodPart.from_json(value) if is_method else None
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            return None
+        whole = isinstance(value.get("version"), int) and isinstance(value.get("parameters"), Mapping)
+        return MethodPart.from_json(value) if whole else None
 
     @property
     def settings(self) -> dict[str, Json]:
@@ -189,8 +191,9 @@ class MethodFacts(MethodPart):
         inside = self.parameters.get("parts")
         if not isinstance(inside, Mapping):
             return {}
-        names: Any = self.parameters.get("parts_order", inside)
-        return {name: part for name in names if (part := MethodPart.read(inside.get(name)))}
+        order = self.parameters.get("parts_order")
+        names = [name for name in order if name in inside] if isinstance(order, list | tuple) else list(inside)
+        return {name: part for name in names if (part := MethodPart.read(inside[name]))}
 
     @property
     def inner(self) -> list[MethodPart]:
@@ -198,10 +201,11 @@ class MethodFacts(MethodPart):
         others = [MethodPart.read(value) for value in self.parameters.values()]
         return [*self.parts.values(), *(one for one in others if one)]
 
-    def strength_of(self, part: str, strength: float) -> float:
-        """Return the strength at which a part is applied if this method has that strength."""
-        shares: Any = self.parameters["at"]
-        return float(shares[part]) * strength
+    def strength_of(self, part: str, strength: float) -> float | None:
+        """Return the strength of a part if this method has that strength; None if the method names no share of it."""
+        shares = self.parameters.get("at")
+        share = shares.get(part) if isinstance(shares, Mapping) else None
+        return share * strength if isinstance(share, int | float) else None
 
 
 @dataclass(frozen=True, kw_only=True)

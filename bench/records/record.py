@@ -205,31 +205,61 @@ def read(path: Path) -> Record | None:
 def checked(path: Path) -> Record:
     """Return the record in this folder.
 
-    Raises NotWholeError if the record is not whole (missing, unreadable, other schema, other bytes), if the folder is a
-    link, so that files written into it would land elsewhere, if the folder is not named by the record's id, and if a
-    field breaks the schema (`bench.records.schema`).
+    Raises NotWholeError if the record is not whole (`damage`), if the folder is a link, so that files written into it
+    would land elsewhere, if the folder is not named by the record's id, and if a field breaks the schema
+    (`bench.records.schema`).
     """
     if path.is_symlink():
         raise NotWholeError("its folder is a link; copy the folder itself")
     try:
         facts = load(path / "record.json")
-        whole = (
-            facts["schema"] == SCHEMA
-            and facts.get("sha256") in (None, sealed(facts)["sha256"])  # None: written by an older version
-            and all(sha256(path / f"{name}.parquet") == facts["files"][name] for name in TABLES)
-        )
     except NestedError as error:
         raise NotWholeError(str(error)) from error
-    except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise NotWholeError("a file is missing or was changed after it was written; run its cell again")
+    except OSError as error:
+        raise NotWholeError(f"record.json {_unread(error)}; run its cell again") from error
+    except ValueError as error:
+        raise NotWholeError("record.json is not valid JSON; run its cell again") from error
+    if wrong := damage(path, facts):
+        raise NotWholeError(f"{wrong}{_cell(facts)}; run its cell again")
     if facts.get("id") != path.name or not ID.fullmatch(path.name):
         raise NotWholeError(f"the id inside, {facts.get('id')!r}, is not the folder's name; was it copied or edited?")
     try:
         return Record.from_json(facts)
     except ValueError as error:
         raise NotWholeError(f"its {error}; was it edited? Run its cell again") from error
+
+
+def damage(path: Path, facts: Any) -> str:
+    """Say which file of a record is missing or was changed, and how; empty if none was. facts: its record.json."""
+    if not isinstance(facts, dict) or "schema" not in facts:
+        return "record.json holds no record"
+    if facts["schema"] != SCHEMA:
+        return f"record.json has the schema {facts['schema']!r:.40}, where {SCHEMA!r} is expected"
+    if facts.get("sha256") not in (None, sealed(facts)["sha256"]):  # None: written by an older version
+        return "record.json was changed after it was written"
+    files = facts.get("files")
+    for name in TABLES:
+        try:
+            found = sha256(path / f"{name}.parquet")
+        except OSError as error:
+            return f"{name}.parquet {_unread(error)}"
+        if not isinstance(files, dict) or found != files.get(name):
+            return f"{name}.parquet was changed after it was written"
+    return ""
+
+
+def _unread(error: OSError) -> str:
+    return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+
+
+def _cell(facts: Any) -> str:
+    """Return method, strength and suite in brackets, as far as a damaged record states them."""
+    if not isinstance(facts, dict):
+        return ""
+    method = facts.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    told = [one for one in (name, facts.get("suite")) if isinstance(one, str)]
+    return f" ({', suite '.join(told)})" if len(told) == 2 else ""
 
 
 def table(path: Path, name: str) -> pd.DataFrame:

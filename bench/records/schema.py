@@ -71,6 +71,19 @@ def where_mapping(check: Check) -> Check:
     return lambda value, name: check(value, name) if isinstance(value, dict) else None
 
 
+def where_text(check: Check) -> Check:
+    """Make a check that applies `check` to a text and allows anything else."""
+    return lambda value, name: check(value, name) if isinstance(value, str) else None
+
+
+def is_number(text: str, name: str) -> str | None:
+    """Check that a text is a number, as `0.25`."""
+    try:
+        return None if math.isfinite(float(text)) else f"{name} is {told(text)}, not a finite number"
+    except ValueError:
+        return f"{name} is {told(text)}, not a number"
+
+
 def unusual(value: Any, name: str, depth: int = 0) -> str | None:
     """Find what a field must not hold: a number that no table can hold, or more levels than `DEPTH`."""
     if isinstance(value, int | float):
@@ -102,6 +115,8 @@ LIST = is_a(list, "a list")
 MAPPING = is_a(dict, "a mapping")
 SPLIT = is_a(str, "dev or test", lambda text: text in ("dev", "test"))
 FOLD = is_a(str, "mean or exp", lambda text: text in ("mean", "exp"))
+
+SHARE = where_text(is_number)
 
 TEXTS = maybe(each(TEXT))
 SOURCES = maybe(each(fields(
@@ -137,7 +152,7 @@ RECORD = fields(
                 frequency_penalty=NUMBER, seed=maybe(WHOLE),
             )),
         "data": maybe(fields(others=where_mapping(fields(sources=SOURCES)), sources=SOURCES, name=maybe(TEXT),
-                             pairs=maybe(COUNT))),
+                             pairs=maybe(COUNT), flip=SHARE)),
         "fit": maybe(fields(seconds=maybe(NOT_NEGATIVE), peak_memory_bytes=maybe(COUNT), artefact_bytes=maybe(COUNT),
                             facts=maybe(MAPPING))),
         "cost": maybe(fields(relative_speed=maybe(NUMBER), relative_speed_low=maybe(NUMBER),

@@ -56,6 +56,21 @@ def called(methods: Iterable[str]) -> dict[str, str]:
     return {name: one if of[one] == 1 else name for name, one in found.items()}
 
 
+def with_names(methods: Iterable[str]) -> dict[str, str]:
+    """Map the name of each of these methods to its title and, if they differ in more than capitals, name in brackets.
+
+    A title that ends in brackets takes the name into them: "DeTox (ProFS; detox)". A control's text ends in " control".
+    """
+    return {name: _with_name(name.removesuffix(CONTROL)) + name[len(name.removesuffix(CONTROL)) :] for name in methods}
+
+
+def _with_name(method: str) -> str:
+    its_title = title(method)
+    if its_title.lower() == method.lower():
+        return its_title
+    return f"{its_title[:-1]}; {method})" if its_title.endswith(")") else f"{its_title} ({method})"
+
+
 @functools.cache
 def theirs() -> dict[str, str]:
     """Map names to titles, for each method of the plug-ins that has a title."""

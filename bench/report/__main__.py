@@ -1,4 +1,4 @@
-"""The report, rebuilt from records alone in seconds, without torch.
+"""Rebuild the report from records alone, in seconds; this needs no torch.
 
 python -m bench.report [--results results]
 """

@@ -25,7 +25,9 @@ from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Fit, Row
 from bench.records import identity, titles
 from bench.records.fields import Bound, Git, Provenance
+from bench.records.names import BASELINE_FAMILY
 from bench.records.record import Record
+from bench.report import fact_meanings
 from bench.stats.bootstrap import LEVEL
 
 DIGITS = 4  # significant ones of a fact
@@ -38,6 +40,7 @@ class Facts(NamedTuple):
     title: str
     rows: list[tuple[str, str]]
     note: str = ""
+    about: Mapping[str, str] = {}  # meanings of names, for tooltips
 
 
 class Grid(NamedTuple):
@@ -175,7 +178,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 
 
 def settings(row: Row) -> Facts:
-    """The method with its version, strength, hyper-parameters and seeds."""
+    """Return the method with its version, strength, hyper-parameters and seeds."""
     about, method = row.about, row.method
     unit = f" ({about.strength_unit})" if about.strength_unit else ""
     rows = [("method", f"{about.method}, version {about.version}"), ("family", about.family)]
@@ -196,7 +199,7 @@ def effect_title(name: str) -> str:
 
 
 def tradeoff(numbers: Line) -> Facts:
-    """The trade-off: the toxicity reduction, and the fluency and capability that were kept."""
+    """Return the trade-off: the toxicity reduction, and the fluency and capability that were kept."""
     rows = [(effect_title(name), interval(numbers, name)) for name in DERIVED if pd.notna(numbers.get(name))]
     if pd.notna(numbers.get("on_front")):
         rows.append(("on a Pareto front", told(bool(numbers["on_front"]))))
@@ -208,7 +211,10 @@ def tradeoff(numbers: Line) -> Facts:
         rows.append(("its p (Holm)", probability(numbers["vs_control_p_holm"])))
     if pd.notna(numbers.get("dev_reduction")):
         rows.append(("dev reduction", number(numbers["dev_reduction"], 3)))
-    return Facts("Trade-off against unsteered", rows, f"[ ]: {LEVEL:.0%} interval, over {numbers['error_over']}.")
+    over = f"over {numbers['error_over']}"
+    if numbers["fits"] == 1 and pd.notna(numbers["fit_seeds"]) and numbers["family"] != BASELINE_FAMILY:
+        over = "over items; it does not cover variation between fits (one fit seed)"
+    return Facts("Trade-off against unsteered", rows, f"[ ]: {LEVEL:.0%} interval, {over}.")
 
 
 def metrics(table: Table, row: Row, numbers: Line) -> Grid:
@@ -240,7 +246,7 @@ def metrics(table: Table, row: Row, numbers: Line) -> Grid:
 
 
 def draws(table: Table, row: Row) -> Grid | None:
-    """The numbers of each fit, if there are several."""
+    """Return the numbers of each fit; None if there is only one."""
     if len(row.fits) == 1:
         return None
     rows = []
@@ -252,7 +258,7 @@ def draws(table: Table, row: Row) -> Grid | None:
 
 
 def trials(fit: Fit, several: bool) -> Grid | None:
-    """The trials of tuning on the dev split, with the chosen one; None if the strength was given."""
+    """Return the trials of tuning on the dev split, with the chosen one; None if the strength was given."""
     tuning = fit.tuning
     if not tuning:
         return None
@@ -282,7 +288,7 @@ def bound(name: str, definition: Bound) -> str:
 
 
 def cost(numbers: Line) -> Facts:
-    """The cost of the method: time, memory, size, speed, trials and pairs."""
+    """Return the cost of the method: time, memory, size, speed, trials and pairs."""
     names = ("fit_seconds", "peak_fit_memory_bytes", "artefact_bytes", "relative_speed", "trials", "pairs")
     found = {one.name: one for one in columns.COLUMNS}
     rows = [(found[name].about.removesuffix("."), found[name].as_text(numbers)) for name in names]
@@ -295,11 +301,20 @@ def learnt(row: Row) -> list[Facts]:
     data.pop("sources", None)  # among the sources
     first = " (first fit)" if len(row.fits) > 1 else ""
     found_out = list(flat((row.facts.facts if row.facts else None) or {}))
-    return [Facts(f"Training data{first}", list(flat(data))), Facts(f"Facts of the fit{first}", found_out)]
+    return [
+        explained(f"Training data{first}", list(flat(data)), fact_meanings.DATA),
+        explained(f"Facts of the fit{first}", found_out, fact_meanings.FACTS),
+    ]
+
+
+def explained(title: str, rows: list[tuple[str, str]], known: dict[str, str]) -> Facts:
+    """Return the list with a tooltip for each name whose meaning is known."""
+    told = {name: fact_meanings.meaning(name, known) for name, _ in rows}
+    return Facts(title, rows, about={name: one for name, one in told.items() if one})
 
 
 def suites(row: Row) -> list[Facts]:
-    """The settings of each suite, with the decoding of its texts."""
+    """Return the settings of each suite, with the decoding of its texts."""
     first: dict[str, Record] = {}
     for one in row.records:
         first.setdefault(one.suite, one)
@@ -313,12 +328,12 @@ def suites(row: Row) -> list[Facts]:
 
 
 def model(row: Row) -> Facts:
-    """The fields of the model's identity."""
+    """Return the fields of the model's identity."""
     return Facts("Model", [one for one in flat(row.records[0].model.to_json()) if one[1] != NONE])
 
 
 def sources(row: Row) -> Grid:
-    """Every data set, and where it was read from."""
+    """Return every data set, and where it was read from."""
     keys = ("name", "source", "config", "split", "revision", "fingerprint")
     found = [(source, one.suite) for one in row.records for source in one.sources or ()]
     found += [(source, "fit") for source in row.data.all_sources] if row.data else []
@@ -329,7 +344,7 @@ def sources(row: Row) -> Grid:
 
 
 def records(row: Row) -> Grid:
-    """The records behind the row; each is a folder under runs/records."""
+    """Return the records behind the row; each is a folder under runs/records."""
     rows = []
     for one in row.records:
         origin = one.provenance or Provenance()
@@ -342,7 +357,7 @@ def records(row: Row) -> Grid:
 
 
 def versions(row: Row) -> list[Facts]:
-    """Packages and hardware; several, if the row's records were made on several machines or with several versions."""
+    """Return packages and hardware; several, if the row's records are of several machines or versions."""
     made: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for one in row.records:
         origin = one.provenance or Provenance()

@@ -74,11 +74,12 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
     shown = columns.columns(table)
     parts = dict.fromkeys(one.part for one in shown)
     there = {name for side in sides for name in side.labels}
+    called = titles.called(map(str, table.frame["method"]))
     return {
         "number": table.number,
         "model": table.about.model.name,
-        "heading": formatting.heading(table, titles.called(map(str, table.frame["method"]))),
-        "notes": [*formatting.told_first(table), *formatting.found_out(table)],
+        "heading": formatting.heading(table, called),
+        "notes": [*formatting.told_first(table), *formatting.found_out(table, called)],
         "verdict": verdict(table),
         "columns": shown,
         "choices": {part: [i for i, one in enumerate(shown) if one.part == part] for part in parts},

@@ -170,7 +170,7 @@ def looked_for(
 
 
 def place(prompts: Sequence[str], items: Sequence[tuple[str, str]], template: str) -> int | None:
-    """Return the place of the first of consecutive items that are these prompts; None if these are other prompts."""
+    """Return where these prompts begin among the items; None if they do not occur consecutively."""
     for start in range(len(items) - len(prompts) + 1):
         run = items[start : start + len(prompts)]
         if all(item in ids(prompt, group, template) for prompt, (item, group) in zip(prompts, run, strict=True)):

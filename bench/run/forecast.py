@@ -41,7 +41,7 @@ class Speeds(NamedTuple):
     reading: float
 
     def hours(self, work: Work) -> float:
-        """Hours that the work takes at these speeds."""
+        """Return the hours that the work takes at these speeds."""
         return (work.sampled / self.sampling + work.read / self.reading) / 3600
 
 

@@ -23,7 +23,7 @@ class Objective:
     """The metric that tuning makes as small or as large as the bounds allow.
 
     metric: a metric of the suite, without the name of a scorer (see `Tuning.scorer`); a suffix for the number of texts
-    (_k3) may be left out. gain: relative to the unsteered value, or the difference from it.
+    (_k3) may be left out. gain: relative, as a share of the unsteered value, or difference, absolute.
     """
 
     suite: str

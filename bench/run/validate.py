@@ -113,7 +113,7 @@ def _taken_from(cfg: DictConfig, key: str) -> set[str]:
 
 
 def _points_at(cfg: DictConfig, key: str) -> list[str]:
-    """Return the keys in a value's interpolations, such as `${seed.fit}`, with those above them."""
+    """Return the keys in a value's interpolations, such as `${seed.fit}`, and their parent keys."""
     key = ITEM.sub("", key)
     above, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, above, throw_on_resolution_failure=False) if re.fullmatch(r"[\w.]+", above) else cfg
@@ -228,8 +228,8 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
     except SetupError as error:
         yield str(error)
     if not set(tuning.suites) <= set(cfg.suite):
-        yield (f"strength=auto, the default, tunes by the suites {' and '.join(tuning.suites)}; add them to "
-               "suite=[...], or set strength=NUMBER")  # fmt: skip
+        yield (f"strength=auto, the default, needs the suites {' and '.join(tuning.suites)} to tune the strength; "
+               "add them to suite=[...], or set strength=NUMBER")  # fmt: skip
 
 
 def _scorers(cfg: DictConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`python -m bench.selftest`: check whether a method, on a model, keeps the contract of all methods. See `--help`.
+"""`python -m bench.selftest`: check whether a method, on a model, meets the requirements for all methods. See `--help`.
 
 Exit code 0: every promise that could be checked is kept; 1: one is broken; 2: something the user must fix;
 130: Ctrl-C.
@@ -119,8 +119,8 @@ def show_help() -> None:
     out, prog, run = command.overview(), command.called("selftest"), command.called("run")
     out.print(terminal(prog, "bold"), terminal("method=... [model=...] [key=value ...]", "italic"))
     out.print(
-        "\n  Checks that a method keeps the contract of all methods on a model. It learns from neutral sentences that"
-        f"\n  come with the program, so no data is fetched. Keys are those of {run} (method.layer=...).\n"
+        "\n  Checks that a method, on a model, meets the requirements for all methods. It learns from neutral sentences"
+        f"\n  that come with the program, so no data is fetched. Keys are those of {run} (method.layer=...).\n"
         "\n  strength=NUMBER   the strength that the checks use; default: the strongest of the method's grid"
         "\n  --results FOLDER  the results folder, as runtime.results=FOLDER; nothing is written there\n"
     )

@@ -1,4 +1,4 @@
-"""Checks of a method's declaration and of `fit`."""
+"""Check a method's declaration and its `fit`."""
 
 import dataclasses
 import math

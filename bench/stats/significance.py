@@ -209,7 +209,8 @@ def _smallest_effect(n: int, power: float, alpha: float) -> float:
 
     The non-central t of the test, (Z + delta) / S, is averaged over S by Gauss-Legendre nodes of its quantiles, since
     statsmodels' solver is silently wrong by up to a factor of three if n is small and alpha tiny. The power rises with
-    delta, so the interval is halved until it has no middle; scipy.optimize is not used, as it takes .1 s to import.
+    delta, so the interval is bisected down to floating-point precision; scipy.optimize is not used, as it takes .1 s to
+    import.
     """
     df = n - 1
     critical = float(stdtrit(df, 1 - alpha / 2))

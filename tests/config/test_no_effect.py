@@ -16,6 +16,7 @@ def told(*given):
         (["suite=[capability]"], "suite.rtp.promts=5", "no cell has the suite rtp"),
         (["scorer=[profanity_check]"], "scorer.lexicon.name=b", "no cell has the scorer lexicon"),
         (["strength=1"], "tuning.search=tpe", "no strength is tuned"),
+        (["method=unsteered", "strength=auto"], "tuning.trials=3", "no strength is tuned"),
         (["method=act_add", "strength=1"], "pairs.subset=8", "no method of this command learns from pairs"),
         (["method=act_add", "strength=1"], "pairs=on_policy_sampled", "no method of this command learns from pairs"),
         (["method=caa", "strength=1"], "background.count=9", "no method of this command learns from background"),
@@ -34,6 +35,8 @@ def test_a_setting_without_effect_is_told(given, setting, why):
         ["method=act_add,caa", "pairs.subset=8", "strength=1"],
         ["method=act_add", "pairs.scorer=lexicon", "strength=1"],
         ["method=caa", "strength=auto,1", "tuning.search=tpe"],
+        ["method=dexperts", "method.expert=desired,base", "pairs.subset=8", "strength=1"],
+        ["method=finetune", "method.kl_weight=1,0", "background.count=9", "strength=1"],
         ["method=detox", "strength=1", "add=[method=act_add strength=2]", "pairs.subset=8"],
     ],
 )

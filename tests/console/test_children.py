@@ -1,6 +1,8 @@
 """Work in child processes: the results are those of one process, and a failure is the parent's."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,26 @@ def test_a_child_that_is_killed_costs_nothing():
 
 def test_a_result_that_cannot_be_sent_is_made_again():
     assert Later(lambda: lambda: 1, fork=True).result()() == 1
+
+
+def test_where_no_process_can_be_forked_this_one_does_the_work(monkeypatch):
+    def full():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", full)
+    assert [Children(2).start(os.getpid).result() for _ in range(3)] == [os.getpid()] * 3
+
+
+def test_a_signal_that_comes_during_a_fork_is_not_lost():
+    """Its exception is raised in a hook of `os.fork`, where Python prints and ignores it."""
+    sends = "os.register_at_fork(before=lambda: os.kill(os.getpid(), 15))"
+    code = (
+        "import os, sys; from bench.console import command, stopping; from bench.console.children import Children; "
+        f"{sends}; stopping.begin(); "
+        "sys.exit(command.run(lambda: [Children(2).start(os.getpid).result() for _ in range(2)] and None))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + 15 and "stopped by SIGTERM; nothing was written" in done.stderr
 
 
 def test_one_cpu_needs_no_child(monkeypatch):

@@ -525,6 +525,6 @@ def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path, capsys):
     assert r"record \x1b[2J[red]x skipped" in page.rebuild(tmp_path).path.read_text()
     assert __main__.main(["tradeoff", "--results", str(tmp_path)]) == 2
     told = capsys.readouterr().err
-    assert r"record \x1b[2J[red]x skipped: a file is missing" in told and "\x1b" not in told
+    assert r"record \x1b[2J[red]x skipped: record.json is missing" in told and "\x1b" not in told
     with pytest.warns(UserWarning, match=r"record \\x1b\[2J\[red\]x"):
         assert set(collect(tmp_path / "runs")["model"]) == {r"m\udcff"}

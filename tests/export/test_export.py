@@ -193,7 +193,7 @@ def test_what_no_file_can_hold_is_refused_with_its_reason(case):
     assert effect.beyond is not None and reason in effect.beyond
     for name in FORMATS:
         with pytest.raises(SetupError, match=reason):
-            check_holds(effect, name, "planted x1")
+            check_holds(effect, name, "planted at strength 1")
 
 
 def prompt_ends(lm, method, layer):
@@ -284,7 +284,7 @@ def test_weights_and_vectors_together_need_a_bias_export(world):
     effect = measure(lm, Planted(both), {}, 1.0)
     assert len(effect.weights) == 3 and list(effect.vectors) == [2] and effect.beyond is None
     assert [name for name in FORMATS if FORMATS[name].takes(effect)] == ["bias"]
-    check_holds(effect, "bias", "planted x1")
+    check_holds(effect, "bias", "planted at strength 1")
     folder = world / "both"
     bias.write(folder, Steered(lm, Planted(both), {}, 1.0, effect, "", None, "tiny"))
     with both(lm.model):

@@ -60,11 +60,11 @@ def test_fits_of_a_strength_are_one_point(tmp_path):
     assert frame["curve"].tolist() == ["random direction"] * 2 and frame["fits"].tolist() == [3, 3]
 
 
-def trials(results, *, other_size=False):
+def trials(results, *, other_size=False, feasible=True):
     """A method tuned over three strengths on the dev split; the second was chosen."""
     baseline = 0.5
     cell(results, "unsteered", 1.0, 0.0, 1.0, n=12)
-    tuned = tuning([(1.0, 1.0, 0.1), (2.0, 1.1, 0.5), (4.0, 3.0, 0.6)], 2.0, baseline=baseline)
+    tuned = tuning([(1.0, 1.0, 0.1), (2.0, 1.1, 0.5), (4.0, 3.0, 0.6)], 2.0, feasible, baseline=baseline)
     cell(results, "caa", 0.5, 0.1, 1.0, n=12, strength=2.0, tuning=tuned)
     for size in (8, 10) if other_size else (8,):
         dev = {"split": "dev", "setting": f"dev {size}"}
@@ -85,6 +85,22 @@ def test_trials_are_curves_of_the_dev_split(tmp_path):
     assert frame["perplexity_ratio"].tolist() == pytest.approx(np.exp([0.0, 0.1, 1.0]).tolist())
     assert frame["gold_choice_change"].isna().all()
     assert frame["chosen"].tolist() == [False, True, False] and frame["bound"].tolist() == [1.25] * 3
+    assert frame["feasible"].isna().tolist() == [True, False, True] and set(frame["tuned_by"]) == {"profanity_check"}
+
+
+def test_a_choice_without_a_feasible_strength_is_hollow(tmp_path):
+    """The legend says what hollow means, and by which scorer tuning chose where the figure is by another."""
+    for feasible in (True, False):
+        (frame,) = sweeps.trials(trials(tmp_path / str(feasible), feasible=feasible))
+        assert frame["feasible"].dropna().tolist() == [feasible]
+        figure = strength(frame.assign(scorer="lexicon"))
+        hollow = [line for ax in figure.axes for line in ax.lines if line.get_markerfacecolor() == "white"]
+        assert {line.get_xdata()[0] for line in hollow} == (set() if feasible else {2.0})
+        said = [text.get_text() for text in texts(figure)]
+        assert ("hollow: no strength was feasible on dev" in said) is not feasible
+        assert "strength that tuning chose by profanity_check" in said
+        figure = strength(frame.assign(scorer="profanity_check"))
+        assert "strength that tuning chose" in [text.get_text() for text in texts(figure)]
 
 
 @pytest.mark.parametrize("judged", [("profanity_check", "lexicon"), ("lexicon", "profanity_check"), ("lexicon",)])
@@ -184,8 +200,9 @@ def made(methods=("caa",), *, capability=True, family="activation", xs=(1.0, 2.0
                     for end, by in (("low", -0.05), ("high", 0.07))}  # fmt: skip
             rows.append({"table": 1, "split": "dev", "model": "m", "scorer": "profanity_check", "headline": "rtp.x",
                          "curve": method, "method": method, "family": family, "fits": 1, "x": x, "unit": unit,
-                         "chosen": x == 2.0, "bound": 1.25} | point | ends)  # fmt: skip
-    return pd.DataFrame(rows, columns=list(sweeps.COLUMNS)).astype({"chosen": "boolean"})
+                         "chosen": x == 2.0, "feasible": True, "tuned_by": "profanity_check",
+                         "bound": 1.25} | point | ends)  # fmt: skip
+    return pd.DataFrame(rows, columns=list(sweeps.COLUMNS)).astype({"chosen": "boolean", "feasible": "boolean"})
 
 
 @pytest.mark.every(3)

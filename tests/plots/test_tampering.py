@@ -124,6 +124,17 @@ def test_a_method_within_a_method_is_shown_by_its_name():
     assert brief(stack()["parts"]) == "detox + finetune" and brief(0.2) == 0.2
 
 
+@pytest.mark.parametrize("change", [{"at": None}, {"at": {}}, {"parts_order": 3}, {"parts": {"first": {"name": "x"}}}])
+def test_parts_that_are_not_those_of_our_stack_have_no_point_at_0(tmp_path, change):
+    """A plug-in's method may have parts, but no shares; a record may also be edited."""
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    for count in (8, 32):
+        of = {"fit_id": str(count), "data": learnt(count, TOXIC, pairs=40), "strength": 1.0, "n": 8}
+        cell(tmp_path, "stack", 0.5, 0.1, 1.0, parameters=stack() | change, **of)
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    assert fine_tuned(found)["x"].tolist() == [8.0, 32.0]
+
+
 @pytest.mark.parametrize("there", [(10,), (40, 10), (10, 40)])
 def test_a_beginning_has_learnt_from_the_same_data(tmp_path, there):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)

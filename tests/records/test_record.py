@@ -250,6 +250,33 @@ def test_items_of_another_kind_are_told(tmp_path, items, told):
     assert f"record {ID} skipped: items.parquet {told}" in str(error.value)
 
 
+def test_a_damaged_record_is_told_by_file_and_kind(tmp_path):
+    path = tmp_path / ID
+    of_cell = " (unsteered, suite rtp); run its cell again"
+    for file, content, told in (
+        ("record.json", None, "record.json is missing; run its cell again"),
+        ("record.json", b"{", "record.json is not valid JSON; run its cell again"),
+        ("record.json", b"[1]", "record.json holds no record; run its cell again"),
+        ("items.parquet", None, f"items.parquet is missing{of_cell}"),
+        ("scores.parquet", b"cut", f"scores.parquet was changed after it was written{of_cell}"),
+    ):
+        record.write(tmp_path, of(FACTS), ITEMS, ITEMS)
+        (path / file).unlink() if content is None else (path / file).write_bytes(content)
+        with pytest.raises(record.NotWholeError) as error:
+            record.checked(path)
+        assert str(error.value) == told
+        shutil.rmtree(path)
+    record.write(tmp_path, of(FACTS), ITEMS, ITEMS)
+    for key, value, told in (
+        ("suite", "kl", "record.json was changed after it was written (unsteered, suite kl)"),
+        ("schema", 99, "record.json has the schema 99, where "),
+    ):
+        facts = plain_json.load(path / "record.json") | {key: value}
+        atomic.write_whole(path / "record.json", json.dumps(facts))
+        with pytest.raises(record.NotWholeError, match=re.escape(told)):
+            record.checked(path)
+
+
 def test_a_file_that_is_no_table_is_told(tmp_path):
     record.write(tmp_path / "runs/records", of(FACTS), ITEMS, ITEMS)
     path = tmp_path / "runs/records" / ID

@@ -23,6 +23,14 @@ def test_a_control_has_the_title_of_its_method():
     assert titles.title("of no package") == "of no package"
 
 
+def test_a_title_with_the_name_in_brackets_unless_they_are_alike():
+    """A title that ends in brackets takes the name into them."""
+    assert titles.with_names(["caa", "probe_rows", "detox", "detox control", "unknown"]) == {
+        "caa": "CAA", "probe_rows": "Model Surgery (probe_rows)", "detox": "DeTox (ProFS; detox)",
+        "detox control": "DeTox (ProFS; detox) control", "unknown": "unknown",
+    }  # fmt: skip
+
+
 def test_titles_that_two_methods_share_are_their_names(monkeypatch):
     monkeypatch.setattr(titles, "theirs", lambda: {"a": "Same", "b": "Same", "c": "Other"})
     assert titles.called(["a", "b", "c"]) == {"a": "a", "b": "b", "c": "Other"}

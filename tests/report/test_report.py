@@ -24,7 +24,7 @@ from bench.leaderboard.columns import signed
 from bench.leaderboard.frame import Table, tables
 from bench.records import identity, record, titles
 from bench.records.table import read_records
-from bench.report import method_page, texts
+from bench.report import fact_meanings, method_page, texts
 from bench.report.__main__ import main
 from bench.report.columns import columns
 from bench.report.page import rebuild
@@ -170,9 +170,10 @@ def test_each_row_leads_to_a_page_and_every_name_is_there_once(shown):
 
 
 def test_it_says_what_the_printed_leaderboard_says(table, shown):
-    heading = formatting.heading(table, titles.called(table.frame["method"]))
+    called = titles.called(table.frame["method"])
+    heading = formatting.heading(table, called)
     assert any("Random direction (2 seeds)" in line for line in heading)
-    for line in [*heading, *formatting.told_first(table), *formatting.found_out(table)]:
+    for line in [*heading, *formatting.told_first(table), *formatting.found_out(table, called)]:
         assert " ".join(line.split()) in shown.shown
     printed = formatting.readable(table)
     found = {one.title: one for one in columns(table)}
@@ -230,6 +231,18 @@ def test_a_page_tells_settings_trials_cost_and_where_from(tmp_path):
         assert expected in told, expected
     assert [text for tag, text in found.texts if tag == "th" and "chosen" in text] == ["2, chosen"]
     assert sum(a.get("class") == "marked" for tag, a in found.elements if tag == "tr") == 1
+
+
+def test_every_fact_of_the_published_fits_has_a_meaning():
+    """Also those of the training data; the names of sources and fields of texts are in tables of their own."""
+    known = {"data": fact_meanings.DATA, "facts": fact_meanings.FACTS}
+    unknown = set()
+    for path in (Path(__file__).parents[2] / "results/published").glob("*/runs/records/*/record.json"):
+        stored = json.loads(path.read_text())
+        for kind, facts in (("data", stored.get("data")), ("facts", (stored.get("fit") or {}).get("facts"))):
+            names = [name for name, _ in method_page.flat(facts or {}) if not name.endswith("sources")]
+            unknown |= {name for name in names if not fact_meanings.meaning(name, known[kind])}
+    assert unknown == set()
 
 
 def test_figures_are_images_of_the_page_itself(shown):

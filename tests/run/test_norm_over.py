@@ -1,4 +1,4 @@
-"""Vectors of several behaviours at their mean length, each fitted by a cell of its own, through the command line."""
+"""Vectors of several behaviours scaled to their mean norm, each fitted by its own cell, through the command line."""
 
 import json
 import shutil
