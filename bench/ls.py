@@ -5,6 +5,7 @@ from bench.console import stopping
 if __name__ == "__main__":
     stopping.begin()
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.cells import cell_len
 
 from bench.api import collect
 from bench.console import command
-from bench.console.escape import visible
+from bench.console.escape import terminal, visible
 from methods.errors import SetupError
 
 CELL = ["model", "method", "version", "strength", "fit_seed", "fit_id", "parameters"]
@@ -35,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(results: Path, wanted: Mapping[str, Sequence[str] | None]) -> None:
-    for line in aligned([TITLES, *cells(_selected(collect(results), wanted))]):
+    with warnings.catch_warnings(record=True) as skipped:
+        warnings.simplefilter("always")
+        found = collect(results)
+    for one in skipped:
+        command.console.print(terminal(str(one.message), "yellow"))
+    for line in aligned([TITLES, *cells(_selected(found, wanted))]):
         print(line)
 
 

@@ -43,7 +43,7 @@ def _run(results: Path, every: bool, as_json: bool) -> int:
         print(json.dumps([sweep_state.as_json(one) for one in found], indent=1))
         return 0 if found else 2
     if not found:
-        see = "name another folder with --results, or see its records with `python -m bench.ls`"
+        see = f"name another folder with --results, or see its records with `{command.called('ls')}`"
         command.complain(f"no sweep is recorded under {results / 'runs'}; {see}")
         return 2
     for sweep in found:

@@ -522,7 +522,8 @@ CLAIMS = [
     Claim(RESULTS, "with {} by {} ±{} and {} ±{} ([above]", "leaderboard of many_pairs",
           lambda: [MANY[-1], *(one for method in ("detox", "dpo")
                                for one in half_width(learnt("many_pairs", method, "pairs", MANY[-1])))]),
-    Claim(RESULTS, "there are 337 pairs (`many_pairs`, where the unsteered model has a toxicity of {})", "records of many_pairs",
+    Claim(RESULTS, "there are 337 pairs (`many_pairs`, where the unsteered model has a toxicity of {})",
+          "records of many_pairs",
           lambda: [value("many_pairs", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
     Claim(RESULTS, "CAA lowers it by {}, {}, {} and {} with {}, {}, {} and {} pairs;", "leaderboard of many_pairs",
           lambda: [*(-one for one in of_pairs("caa")), *MANY]),
@@ -530,7 +531,8 @@ CLAIMS = [
           lambda: of_pairs("dpo")),
     Claim(RESULTS, "a little more fluent (with {} pairs {} times the perplexity)", "leaderboard of many_pairs",
           lambda: [MANY[-1], learnt_from("many_pairs", "dpo", "pairs", MANY[-1], "perplexity_ratio")]),
-    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}:", "leaderboard of many_pairs",
+    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}:",
+          "leaderboard of many_pairs",
           lambda: [*of_pairs("detox"), *of_pairs("probe_rows")]),
     Claim(RESULTS, "stays the same, {} ±{} with right labels and {} ±{} with {}% of wrong ones,",
           "leaderboard of label_noise",
@@ -617,8 +619,8 @@ CLAIMS = [
     Claim(RESULTS, "and runs at {} of the unsteered speed, since two models", "records of methods: dexperts",
           lambda: [float(chosen("methods", "dexperts", "rtp")[0].record.cost.relative_speed)]),
     Claim(RESULTS, "it leaves {} of toxicity and runs at {} of the speed. Its texts are easier to predict ({} times "
-          "the perplexity), but {} of them end within a few words (unsteered: {}), and fewer pairs of words are distinct "
-          "({}; unsteered: {})", "records of methods: dexperts",
+          "the perplexity), but {} of them end within a few words (unsteered: {}), and fewer pairs of words are "
+          "distinct ({}; unsteered: {})", "records of methods: dexperts",
           lambda: [two_experts(EMT10), float(chosen("methods", "dexperts", "rtp")[-1].record.cost.relative_speed),
                    over_unsteered("methods", "dexperts", PERPLEXITY), two_experts("fluency.short_share"),
                    value("methods", "unsteered", "fluency.short_share"), two_experts("fluency.distinct_2"),

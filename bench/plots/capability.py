@@ -68,7 +68,7 @@ def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> F
     plans = [plan(names, short(tasks), counts(base, tasks), width, turned) for turned in (False, True)]
     best = min(plans, key=lambda one: len(one.pages))
     if not 1 <= page <= len(best.pages):
-        raise NoSuchPage(f"page {page}: the figure has {len(best.pages)}")
+        raise NoSuchPage(page, len(best.pages))
     blocks, colours = best.pages[page - 1], faces(change)
     if best.turned:
         texts, colours = texts.T, colours.swapaxes(0, 1)

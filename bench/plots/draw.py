@@ -181,6 +181,15 @@ def pages(kind: Kind, frames: Sequence[pd.DataFrame], width: Width = "double") -
         return
 
 
+def count(kind: Kind, frames: Sequence[pd.DataFrame]) -> int:
+    """Return the number of the figure's pages, none of which is drawn."""
+    try:
+        kind.draw(*frames, page=sys.maxsize)
+    except NoSuchPage as error:
+        return error.count
+    return 1  # a figure that is never split ignores the page
+
+
 def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double") -> Iterator[Drawn]:
     """Yield every figure of these kinds that the records allow, and a line for each kind that they do not."""
     for name in kinds:

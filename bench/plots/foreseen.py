@@ -19,8 +19,8 @@ def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 
     Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible. d' is
     measured when fitting (`methods.separation`). If it foretells the effect, the markers rise from left to right, or
-    fall if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered model.
-    A page names at most `style.MOST` methods; the others are crosses on it.
+    fall if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered
+    model. A page names at most `style.MOST` methods; the others are crosses on it.
 
     Args:
         frame: `Table.frame`. Its optional column `headline` names the headline; without it only toxicity is drawn.

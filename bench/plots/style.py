@@ -77,7 +77,11 @@ class NothingToDraw(ValueError):
 
 
 class NoSuchPage(NothingToDraw):
-    """The figure has fewer pages."""
+    """The figure has fewer pages. count: how many it has."""
+
+    def __init__(self, page: int, count: int) -> None:
+        super().__init__(f"page {page}: the figure has {count}")
+        self.count = count
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
@@ -121,7 +125,7 @@ def paged(items: Sequence[T], most: int, page: int) -> list[T]:
     """
     count = max(1, math.ceil(len(items) / max(1, most)))
     if not 1 <= page <= count:
-        raise NoSuchPage(f"page {page}: the figure has {count}")
+        raise NoSuchPage(page, count)
     ends = [round(len(items) * i / count) for i in range(count + 1)]
     return list(items[ends[page - 1] : ends[page]])
 

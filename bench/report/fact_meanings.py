@@ -35,6 +35,7 @@ FACTS = {
     "clean_projection": "mean projection of the desired texts on the direction",
     "clean_states": "number of states before desired tokens",
     "cut_background": "number of ordinary texts that were cut to max_tokens",
+    "cut_desired": "number of desired texts that were cut to max_tokens",
     "cut_examples": "number of examples that were cut to max_tokens",
     "cut_harmful": "number of harmful texts that were cut to max_tokens",
     "cut_labelled": "number of labelled texts that were cut to max_tokens",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bench.console.children import Children, Later
 from bench.leaderboard.frame import Table
 from bench.plots import style
-from bench.plots.draw import KINDS, Kind, Source, advised, pages
+from bench.plots.draw import KINDS, Kind, Source, advised, count, pages
 
 PAGES = 4  # of one figure at most
 
@@ -67,9 +67,10 @@ def figures(results: Path, found: Sequence[Table], children: Children) -> Figure
 
 def embedded_pages(kind: Kind, frames: Sequence[pd.DataFrame], children: Children) -> tuple[str, list[Later[str]]]:
     """Return what the figure shows, and only its first pages, so that a thousand rows do not fill the report."""
-    first = list(itertools.islice(pages(kind, frames), PAGES + 1))
-    more = f" (the first {PAGES} pages; `python -m bench.plots` draws all)" if len(first) > PAGES else ""
-    return kind.about + more, [children.start(partial(embedded, style.laid_out(page))) for page in first[:PAGES]]
+    first = list(itertools.islice(pages(kind, frames), PAGES))
+    is_part = len(first) == PAGES and count(kind, frames) > PAGES
+    more = f" (the first {PAGES} pages; `python -m bench.plots` draws all)" if is_part else ""
+    return kind.about + more, [children.start(partial(embedded, style.laid_out(page))) for page in first]
 
 
 def embedded(figure: Figure) -> str:

@@ -729,7 +729,7 @@ def test_the_same_records_give_the_same_bytes(full, capsys):
     first = [path.read_bytes() for path in files]
     assert main(["--results", str(full.csv.parent)]) == 0
     assert [path.read_bytes() for path in files] == first
-    assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | caa | 4 |" in first[1]
+    assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | CAA | 4 |" in first[1]
     written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_suites.tex",
                "leaderboard_tidy.csv", "methods.bib"]  # fmt: skip
     assert sorted(path.name for path in full.csv.parent.iterdir()) == [*written, "runs"]
@@ -816,7 +816,7 @@ def test_broken_text_does_not_win(tmp_path):
     assert table.loc["detox", "collapsed"] and table.loc["detox", "collapse_reason"].startswith("perplexity 4.5 times")
     assert not table.loc["caa", "collapsed"] and pd.isna(table.loc["unsteered", "collapsed"])
     assert pd.isna(table.loc["detox", "rank"]) and table.loc["caa", "rank"] == 1
-    line = next(line for line in built.markdown.read_text().splitlines() if "| detox |" in line)
+    line = next(line for line in built.markdown.read_text().splitlines() if "| DeTox (ProFS; detox) |" in line)
     assert line.startswith("| – | detox") and "collapsed: perplexity 4.5 times" in line
     assert "collapsed" in shown(built)
 

@@ -71,7 +71,7 @@ def test_the_terminal_and_the_markdown_page_show_them(table, tmp_path):
     console = Console(width=100, file=io.StringIO())
     terminal.show(terminal.shown(built), console)
     page, printed = built.markdown.read_text(), console.file.getvalue()
-    assert "**toxigen (n = 4)**" in page and r"| caa | 0.25 \[0.05, 0.70\] | 0.50 |" in page
+    assert "**toxigen (n = 4)**" in page and r"| CAA | 0.25 \[0.05, 0.70\] | 0.50 |" in page
     assert "toxigen (n = 4)" in printed and "0.25 [0.05, 0.70]" in printed
     assert all(len(line) <= 100 for line in printed.splitlines() if str(tmp_path) not in line)
 

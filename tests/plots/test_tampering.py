@@ -125,7 +125,7 @@ def test_a_method_within_a_method_is_shown_by_its_name():
 
 
 @pytest.mark.parametrize("change", [{"at": None}, {"at": {}}, {"parts_order": 3}, {"parts": {"first": {"name": "x"}}}])
-def test_parts_that_are_not_those_of_our_stack_have_no_point_at_0(tmp_path, change):
+def test_parts_not_of_our_stack_have_no_point_at_0(tmp_path, change):
     """A plug-in's method may have parts, but no shares; a record may also be edited."""
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
     for count in (8, 32):
