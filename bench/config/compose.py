@@ -269,7 +269,8 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
             yield f"{key}={shown(choice)}: {told}"
         listed = isinstance(defaults()[key], ListConfig)
         if not unknown and (not given or (isinstance(value, list) and not listed)):
-            names = ",".join(map(str, given or allowed[:1]))
+            usual = list(defaults()[key])[:1] if listed else []  # works as it is, unlike one that needs a file
+            names = ",".join(map(str, given or usual or allowed[:1]))
             wanted = (
                 f"the list is empty; name at least one, for example {key}=[{names}]"
                 if listed

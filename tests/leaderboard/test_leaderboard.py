@@ -817,7 +817,7 @@ def test_broken_text_does_not_win(tmp_path):
     assert not table.loc["caa", "collapsed"] and pd.isna(table.loc["unsteered", "collapsed"])
     assert pd.isna(table.loc["detox", "rank"]) and table.loc["caa", "rank"] == 1
     line = next(line for line in built.markdown.read_text().splitlines() if "| DeTox (ProFS; detox) |" in line)
-    assert line.startswith("| – | detox") and "collapsed: perplexity 4.5 times" in line
+    assert line.startswith("| – | DeTox (") and "collapsed: perplexity 4.5 times" in line
     assert "collapsed" in shown(built)
 
 
