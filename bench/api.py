@@ -135,10 +135,13 @@ def build_leaderboard(
         [['unsteered', '0'], ['caa', '2'], ['prompt', '1']]
     """
     given = {"model": model, "suite": suite, "family": family, "method": method}
-    wanted = {name: [value] if isinstance(value, str) else value and list(value) for name, value in given.items()}
+    wanted = {
+        name: [value] if isinstance(value, str) else None if value is None else list(value)
+        for name, value in given.items()
+    }
     if write:
         name = "selection" if each_fit or any(wanted.values()) else "leaderboard"
-        return build.leaderboard(build.rebuild(Path(results), name, each_fit, processes=0, **wanted).tables)
+        return build.leaderboard(build.rebuild(_runs(results).parent, name, each_fit, processes=0, **wanted).tables)
     records, _ = table.read_records(_runs(results))
     found = tables(build.selected(records, **wanted), each_fit)
     if not found:

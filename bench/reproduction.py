@@ -8,13 +8,13 @@ from bench.console import stopping
 if __name__ == "__main__":
     stopping.begin()
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -51,9 +51,6 @@ TAKES = (
 )
 
 
-HAVING = re.compile(r"^published:|experiment/|/experiment", re.M)
-
-
 class Reproduction(NamedTuple):
     """An experiment's figures, a row each (`row`), how its protocol differs from the paper's, and what a run takes."""
 
@@ -77,7 +74,13 @@ def experiments(asked: Sequence[str]) -> list[str]:
 def _may_have(name: str) -> bool:
     """Return whether an experiment's YAML has published figures or takes over another's; composing it takes seconds."""
     files = [folder / "experiment" / f"{name}.yaml" for folder in folders.folders()]
-    return any(HAVING.search(file.read_text(encoding="utf-8")) for file in files if file.is_file())
+    for file in (one for one in files if one.is_file()):
+        found = OmegaConf.to_container(OmegaConf.load(file))
+        own = found if isinstance(found, dict) else {}
+        groups = [one if isinstance(one, str) else " ".join(map(str, one)) for one in own.get("defaults") or ()]
+        if "published" in own or any(one != "_self_" and not one.startswith("override ") for one in groups):
+            return True
+    return False
 
 
 def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:

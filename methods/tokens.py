@@ -12,7 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Pairs
-from methods.errors import SetupError
+from methods.errors import SetupError, refuse_one_text
 
 
 class Text(NamedTuple):
@@ -89,6 +89,8 @@ def encode(
     A text that is too long loses tokens of its prompt from the left, after BOS; if its continuation by itself is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
     """
+    refuse_one_text(prompts, "prompts")
+    refuse_one_text(continuations, "texts")
     texts = _some(tokenizer, split(tokenizer, prompts, continuations))
     cut = [_cut([text], _limit(model, max_tokens))[0] for text in texts]
     return cut, sum(len(short.tokens) < len(text.tokens) for short, text in zip(cut, texts, strict=True))

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import FEWEST_PAIRS, Artefact, Examples, Pairs, write
 from methods.broken import reading
-from methods.errors import SetupError
+from methods.errors import SetupError, refuse_one_text
 from methods.intervention import Positions, at, edited, exchanged
 from methods.optimiser import HALF, LOSS_SCALE, Optimiser, OptimizerName
 from methods.placement import check_materialised, input_device
@@ -119,6 +119,7 @@ def encoded_background(
 
     A text is to be predicted from its second token on.
     """
+    refuse_one_text(background, "background")
     ordinary = list(background or [])
     examples = Examples([""] * len(ordinary), ordinary)
     return encoded(

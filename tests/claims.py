@@ -102,6 +102,21 @@ def right(folder: str, method: str) -> "pd.Series[float]":
     return items[items["metric"] == "social_iqa.accuracy"].set_index("item")["value"]
 
 
+def kept_gain(folder: str, metric: str) -> float:
+    """The share of plain fine-tuning's gain in a metric of Social IQa that is left with the vector."""
+    plain, tuned, vector = (
+        value(folder, method, f"capability.social_iqa.{metric}")
+        for method in ("unsteered", "finetune", "security_vector")
+    )
+    return (vector - plain) / (tuned - plain)
+
+
+def really_swapped(share: float) -> float:
+    """The share of pairs that were swapped in all draws of CAA in `label_noise` with this probability."""
+    found = [one.record.data for one in chosen("label_noise", "caa", "rtp") if one.record.data.flip == share]
+    return sum(one.stored["flipping"]["flipped"] for one in found) / sum(one.pairs for one in found)
+
+
 def questions(folder: str) -> tuple[int, int]:
     """How many questions the vector has right that plain fine-tuning has wrong, and the other way."""
     change = right(folder, "security_vector") - right(folder, "finetune")
@@ -286,11 +301,11 @@ def falls(*methods: str, metric: str = "") -> list[float]:
     return [-fallen(one, metric=metric or EMT25, folder="full").item() for one in methods]
 
 
-def against_control(folder: str, method: str) -> float:
+def against_control(folder: str, method: str, end: str = "") -> float:
     """How far the headline of a method is from that of its own control."""
     rows = csv(f"{folder}/leaderboard.csv")
     return float(
-        rows.loc[(rows["method"] == method) & (rows["family"] != CONTROL_FAMILY), "vs_control"].dropna().item()
+        rows.loc[(rows["method"] == method) & (rows["family"] != CONTROL_FAMILY), f"vs_control{end}"].dropna().item()
     )
 
 
@@ -489,8 +504,9 @@ CLAIMS = [
           lambda: falls("word_filter", "task_negation", "aura", metric=ANSWERS)),
     Claim(RESULTS, "diverges from the unsteered model by {} nats a token (CAA: {}).", "records of full",
           lambda: [value("full", method, "kl.mean_kl") for method in ("infer_aligner", "caa")]),
-    Claim(RESULTS, "and from 59 pairs, of which 10, 25 or {}%, drawn at random, had", "label_noise: flip",
-          lambda: [100 * swapped()[-1]]),
+    Claim(RESULTS, "with a probability of 10, 25 or {}% (`label_noise`; in the three draws together {}, {} and {}% of "
+          "the pairs were swapped", "records of label_noise: data",
+          lambda: [100 * swapped()[-1], *(100 * really_swapped(share) for share in swapped())]),
     Claim(RESULTS, "the same methods, with 10, 25 and {}% of wrong labels", "label_noise: flip",
           lambda: [100 * swapped()[-1]]),
     Claim(RESULTS, "as trained). The unsteered model has a toxicity of {}.", "records of label_noise",
@@ -522,18 +538,26 @@ CLAIMS = [
     Claim(RESULTS, "with {} by {} ±{} and {} ±{} ([above]", "leaderboard of many_pairs",
           lambda: [MANY[-1], *(one for method in ("detox", "dpo")
                                for one in half_width(learnt("many_pairs", method, "pairs", MANY[-1])))]),
-    Claim(RESULTS, "there are 337 pairs (`many_pairs`, where the unsteered model has a toxicity of {})",
+    Claim(RESULTS, "others than above (the unsteered model has a toxicity of {}),",
           "records of many_pairs",
           lambda: [value("many_pairs", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
     Claim(RESULTS, "CAA lowers it by {}, {}, {} and {} with {}, {}, {} and {} pairs;", "leaderboard of many_pairs",
           lambda: [*(-one for one in of_pairs("caa")), *MANY]),
     Claim(RESULTS, "DPO changes it by {}, {}, {} and {}, so more pairs", "leaderboard of many_pairs",
           lambda: of_pairs("dpo")),
-    Claim(RESULTS, "a little more fluent (with {} pairs {} times the perplexity)", "leaderboard of many_pairs",
-          lambda: [MANY[-1], learnt_from("many_pairs", "dpo", "pairs", MANY[-1], "perplexity_ratio")]),
-    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}:",
+    Claim(RESULTS, "with {} pairs its text has {} [{}, {}] times the perplexity", "leaderboard of many_pairs",
+          lambda: [MANY[-1], *learnt("many_pairs", "dpo", "pairs", MANY[-1], "perplexity_ratio")[
+              ["value", "low", "high"]]]),
+    Claim(RESULTS, "{}% and {}% of the gain are kept, though a part", "records of security_vectors and _transfer",
+          lambda: [100 * kept_gain(folder, "gold_logprob")
+                   for folder in ("security_vectors", "security_vectors_transfer")]),
+    Claim(RESULTS, "log-probability of the right answer, {}% is kept.", f"records of {ATTACK}",
+          lambda: [100 * kept_gain(ATTACK, "gold_choice_logprob")]),
+    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}, with intervals of up to ±{}:",
           "leaderboard of many_pairs",
-          lambda: [*of_pairs("detox"), *of_pairs("probe_rows")]),
+          lambda: [*of_pairs("detox"), *of_pairs("probe_rows"),
+                   max(half_width(learnt("many_pairs", method, "pairs", pairs))[1]
+                       for method in ("detox", "probe_rows") for pairs in MANY)]),
     Claim(RESULTS, "stays the same, {} ±{} with right labels and {} ±{} with {}% of wrong ones,",
           "leaderboard of label_noise",
           lambda: [*half_width(learnt("label_noise", "detox", "flip", None)),
@@ -603,11 +627,14 @@ CLAIMS = [
                        "task_negation", "act", "caa", "kl_then_steer", "infer_aligner", "word_filter"))]),
     Claim(RESULTS, "except for InferAligner ({} by `toxic_comment`, {} by `profanity_check`)", "leaderboard of methods",
           lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
-    Claim(RESULTS, "by {} and {} from random changes of the weights of equal size. AcT ({}), CAA ({}), InferAligner "
-          "({}), KL-then-steer ({}) and the word filter ({}) do not differ", "leaderboard of methods: vs control",
-          lambda: [-against_control("methods", method)
-                   for method in ("dexperts", "task_negation", "act", "caa", "infer_aligner", "kl_then_steer",
-                                  "word_filter")]),
+    Claim(RESULTS, "by {} from random changes of the weights of equal size (p = {} after Holm). Task negation ({}, "
+          "p = {}), AcT ({}), CAA ({}), InferAligner ({}), KL-then-steer ({}) and the word filter ({}) do not differ",
+          "leaderboard of methods: vs control",
+          lambda: [-against_control("methods", "dexperts"), against_control("methods", "dexperts", "_p_holm"),
+                   -against_control("methods", "task_negation"),
+                   against_control("methods", "task_negation", "_p_holm"),
+                   *(-against_control("methods", method) for method in ("act", "caa", "infer_aligner", "kl_then_steer",
+                                  "word_filter"))]),
     Claim(RESULTS, "A random direction of the same length as RepE's lowers it by {},", "leaderboard of methods",
           lambda: [-fallen("repe control", control=True).item()]),
     Claim(RESULTS, "**SASA** lowers toxicity by {}, which is not significant, and runs at {} of the unsteered speed,",

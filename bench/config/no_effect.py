@@ -24,7 +24,7 @@ def _why(key: Sequence[str], configs: Sequence[DictConfig]) -> str | None:
     """Return why a setting changes nothing; None if it changes something in a cell."""
     if key[0] in LISTS and len(key) > 2 and not any(key[1] in cfg[key[0]] for cfg in configs):
         return f"no cell has the {key[0]} {key[1]}; add it to {key[0]}=[...]"
-    if key[0] == "tuning" and not any(cfg.strength == "auto" and cfg.method.get("strengths") for cfg in configs):
+    if key[0] == "tuning" and not any(cfg.strength == "auto" and cfg.method.get("strengths", True) for cfg in configs):
         return "no strength is tuned; set strength=auto, for a method that has strengths"
     if key[0] in DATA and key[1:] != ["scorer"] and not any(_reads(cfg, key[0]) for cfg in _different(configs)):
         return f"no method of this command learns from {key[0]}"

@@ -28,7 +28,11 @@ class Later(Generic[Made]):
             return
         self._work: Callable[[], Made] | None = work
         context = multiprocessing.get_context("fork")
-        self._end, other = context.Pipe(duplex=False)
+        try:
+            self._end, other = context.Pipe(duplex=False)
+        except OSError:  # too many open files
+            self._found.append(work())
+            return
         self._child = context.Process(target=_send, args=(work, other), daemon=True)
         try:
             self._child.start()

@@ -144,8 +144,10 @@ def run(
     with stopping.orderly(farewell):
         try:
             code = work(*arguments) or 0
-            stopping.check()
-            return code
+            if (number := stopping.asked()) is None:
+                return code
+            console.print(terminal(f"{stopping.name_of(number)} came when the work was done"))
+            return stopping.exit_code(number)
         except BaseException as error:
             if (number := stopping.asked()) is not None:  # even if a library has replaced the error
                 farewell(number)

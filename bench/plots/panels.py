@@ -155,6 +155,8 @@ def panels(
         doubling: whether the setting is drawn on a logarithmic axis.
     """
     measures = [name for name in MEASURES if frame[name].notna().any()]
+    if not measures:
+        raise NothingToDraw("no change from the unsteered model is known; run its cells too (method=unsteered)")
     look, every = marker_styles(frame), frame
     values = list(dict.fromkeys(frame[facet]))
     across = width == "double" if len(values) == 1 else len(values) > ROOM[width]

@@ -124,7 +124,9 @@ def of_flips(row: Row) -> Place | None:
         return None
     data = dict(learnt_from(row.fits[0]))
     share = float(data.pop("flip", 0))
-    return Place(share, "share of pairs with swapped labels", named(row) | at(row) | settings(row) | data, row)
+    return Place(
+        share, "probability that a pair's labels are swapped", named(row) | at(row) | settings(row) | data, row
+    )
 
 
 def of_layer(row: Row) -> Place | None:

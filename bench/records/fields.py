@@ -157,6 +157,7 @@ class MethodPart(Fields):
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             return None
         whole = isinstance(value.get("version"), int) and isinstance(value.get("parameters"), Mapping)
+        whole = whole and isinstance(value.get("class", ""), str)
         return MethodPart.from_json(value) if whole else None
 
     @property
@@ -192,20 +193,25 @@ class MethodFacts(MethodPart):
         if not isinstance(inside, Mapping):
             return {}
         order = self.parameters.get("parts_order")
-        names = [name for name in order if name in inside] if isinstance(order, list | tuple) else list(inside)
+        names = (
+            [name for name in order if isinstance(name, str) and name in inside]
+            if isinstance(order, list | tuple)
+            else list(inside)
+        )
         return {name: part for name in names if (part := MethodPart.read(inside[name]))}
 
     @property
     def inner(self) -> list[MethodPart]:
         """The methods that are hyper-parameters of this one: its parts, or the one method around which a gate is."""
-        others = [MethodPart.read(value) for value in self.parameters.values()]
-        return [*self.parts.values(), *(one for one in others if one)]
+        others = [value for key, value in self.parameters.items() if key != "parts"]
+        each = [part for value in others for part in (value, *(value.values() if isinstance(value, Mapping) else ()))]
+        return [*self.parts.values(), *(one for part in each if (one := MethodPart.read(part)))]
 
     def strength_of(self, part: str, strength: float) -> float | None:
         """Return the strength of a part if this method has that strength; None if the method names no share of it."""
         shares = self.parameters.get("at")
         share = shares.get(part) if isinstance(shares, Mapping) else None
-        return share * strength if isinstance(share, int | float) else None
+        return share * strength if isinstance(share, int | float) and not isinstance(share, bool) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,12 +76,13 @@ def where_text(check: Check) -> Check:
     return lambda value, name: check(value, name) if isinstance(value, str) else None
 
 
-def is_number(text: str, name: str) -> str | None:
-    """Check that a text is a number, as `0.25`."""
+def is_share(text: str, name: str) -> str | None:
+    """Check that a text is a number from 0 to 1, as `0.25`."""
     try:
-        return None if math.isfinite(float(text)) else f"{name} is {told(text)}, not a finite number"
+        inside = "_" not in text and 0 <= float(text) <= 1
     except ValueError:
-        return f"{name} is {told(text)}, not a number"
+        inside = False
+    return None if inside else f"{name} is {told(text)}, not a number from 0 to 1"
 
 
 def unusual(value: Any, name: str, depth: int = 0) -> str | None:
@@ -116,7 +117,7 @@ MAPPING = is_a(dict, "a mapping")
 SPLIT = is_a(str, "dev or test", lambda text: text in ("dev", "test"))
 FOLD = is_a(str, "mean or exp", lambda text: text in ("mean", "exp"))
 
-SHARE = where_text(is_number)
+SHARE = where_text(is_share)
 
 TEXTS = maybe(each(TEXT))
 SOURCES = maybe(each(fields(

@@ -34,7 +34,9 @@ def how(method: Method) -> How:
             f"control: {method.name} learns nothing that swapped pairs or a rotation of vectors would change; leave "
             "control=null"
         )
-    return "flipped pairs" if "pairs" in method.needs and method.reads_labels else "random rotation"
+    learns_otherwise = "harmful" in method.needs  # texts that keep their label whatever is swapped
+    swaps = "pairs" in method.needs and method.reads_labels and not learns_otherwise
+    return "flipped pairs" if swaps else "random rotation"
 
 
 def rotated(artefact: Artefact, seed: int) -> Artefact:
