@@ -553,7 +553,8 @@ CLAIMS = [
                    for folder in ("security_vectors", "security_vectors_transfer")]),
     Claim(RESULTS, "log-probability of the right answer, {}% is kept.", f"records of {ATTACK}",
           lambda: [100 * kept_gain(ATTACK, "gold_choice_logprob")]),
-    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}, with intervals of up to ±{}:",
+    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}, with "
+          "intervals of up to ±{}:",
           "leaderboard of many_pairs",
           lambda: [*of_pairs("detox"), *of_pairs("probe_rows"),
                    max(half_width(learnt("many_pairs", method, "pairs", pairs))[1]
