@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from bench.leaderboard.frame import tables
-from bench.plots import capability, cost, draw, foreseen, groups, style, tradeoff
+from bench.plots import capability, cost, draw, foreseen, groups, panels, style, tradeoff
 from bench.records.table import read_records
 from bench.stats.bootstrap import wilson
 from bench.stats.significance import ALPHA
@@ -539,3 +539,11 @@ def test_a_share_of_0_is_seen_and_a_group_of_1_says_so(full, width):
     said = [text.get_text() for text in texts(figure)]
     assert sum(text.endswith("\nn = 1") for text in said) == 1
     assert sum(text.endswith("\nn = 20") for text in said) == len(GROUPS) - 1
+
+
+def test_curves_of_which_no_measure_is_known_are_not_drawn():
+    """As if the unsteered model was not measured beside the methods."""
+    points = [{"curve": "CAA", "unit": "probability", "x": x, "method": "caa", "table": 1} for x in (0.0, 0.5)]
+    frame = pd.DataFrame(points).reindex(columns=[*points[0], *panels.MEASURES])
+    with pytest.raises(style.NothingToDraw, match="method=unsteered"):
+        panels.panels(frame, "unit", "double", 1, from_zero=True)

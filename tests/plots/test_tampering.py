@@ -124,7 +124,17 @@ def test_a_method_within_a_method_is_shown_by_its_name():
     assert brief(stack()["parts"]) == "detox + finetune" and brief(0.2) == 0.2
 
 
-@pytest.mark.parametrize("change", [{"at": None}, {"at": {}}, {"parts_order": 3}, {"parts": {"first": {"name": "x"}}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"at": None},
+        {"at": {}},
+        {"parts_order": 3},
+        {"at": {"first": True}},
+        {"parts_order": [["first"]]},
+        {"parts": {"first": {"name": "x"}}},
+    ],
+)
 def test_parts_not_of_our_stack_have_no_point_at_0(tmp_path, change):
     """A plug-in's method may have parts, but no shares; a record may also be edited."""
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)

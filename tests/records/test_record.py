@@ -193,6 +193,9 @@ def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
     ),
     (("seed", "fit"), 2**63, "seed.fit is the number '9223372036854775808', which no table can hold"),
     (("data",), {"harmful": {"sources": [5]}}, "data.harmful.sources[0] is the number '5', not a mapping"),
+    (("data",), {"flip": "a tenth"}, "data.flip is the text 'a tenth', not a number from 0 to 1"),
+    (("data",), {"flip": "-3"}, "data.flip is the text '-3', not a number from 0 to 1"),
+    (("data",), {"flip": "1_0"}, "data.flip is the text '1_0', not a number from 0 to 1"),
     (("info",), {"chance": {"piqa": "a"}}, "info.chance.piqa is the text 'a', not a number"),
 ])  # fmt: skip
 def test_the_field_is_told(tmp_path, place, value, told):

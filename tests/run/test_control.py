@@ -69,6 +69,7 @@ def test_how_a_control_is_made(tmp_path):
     assert control.how(RandomDirection()) == "random rotation", "its pairs give a length alone"
     assert control.how(DExperts(anti_expert="undesired")) == control.how(WordFilter()) == "flipped pairs"
     assert control.how(DExperts()) == "random rotation", "it reads no pairs"
+    assert control.how(DExperts(expert="desired")) == "random rotation", "no swap changes its harmful texts"
     with pytest.raises(SetupError, match="control each part by itself"):
         control.how(Stack(parts={"first": CAA()}, at={"first": 1.0}))
     words = tmp_path / "words.txt"
