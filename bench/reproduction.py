@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench.config import compose, folders
 from bench.config.build import class_of
+from bench.config.experiment import may_be_published
 from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
@@ -64,23 +64,13 @@ class Reproduction(NamedTuple):
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
     known = folders.groups()["experiment"]
-    having = [name for name in asked or filter(_may_have, known) if compose.cell([f"experiment={name}"])[1].published]
+    having = [
+        name for name in asked or filter(may_be_published, known) if compose.cell([f"experiment={name}"])[1].published
+    ]
     if len(having) < len(asked):
         without = ", ".join(name for name in asked if name not in having)
         raise SetupError(f"{without}: no published figure to compare with; give no name to compare all that have one")
     return having
-
-
-def _may_have(name: str) -> bool:
-    """Return whether an experiment's YAML has published figures or takes over another's; composing it takes seconds."""
-    files = [folder / "experiment" / f"{name}.yaml" for folder in folders.folders()]
-    for file in (one for one in files if one.is_file()):
-        found = OmegaConf.to_container(OmegaConf.load(file))
-        own = found if isinstance(found, dict) else {}
-        groups = [one if isinstance(one, str) else " ".join(map(str, one)) for one in own.get("defaults") or ()]
-        if "published" in own or any(one != "_self_" and not one.startswith("override ") for one in groups):
-            return True
-    return False
 
 
 def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:

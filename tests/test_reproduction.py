@@ -9,6 +9,7 @@ import pytest
 
 from bench.config import compose
 from bench.config.build import build
+from bench.config.experiment import may_be_published
 from bench.console import escape
 from bench.records.fields import ControlFacts
 from bench.records.identity import method_identity
@@ -198,3 +199,17 @@ def test_a_figure_of_the_unsteered_model_itself(tmp_path):
     assert (told["published"], told["ours"]) == ("0.663", "0.750 n=4")
     arc = next(row for row in found.rows if row["metric"].startswith("ARC-Easy"))
     assert arc["status"] == "not run"
+
+
+def test_an_experiment_may_take_over_the_figures_of_another(tmp_path, monkeypatch):
+    """However its YAML writes them; the others are not composed, which takes seconds."""
+    texts = {
+        "own": "# @package _global_\npublished : []\n", "quoted": '"published": []\n',
+        "takes": "defaults:\n  - act_add_opt_6_7b\n  - _self_\n", "group": "defaults:\n  - /experiment: x\n",
+        "none": "defaults:\n  - override /suite: [rtp]\n  - _self_\nsweep: [method=caa]\n", "empty": "",
+    }  # fmt: skip
+    (tmp_path / "experiment").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr("bench.config.experiment.folders", lambda: [tmp_path])
+    assert [name for name in texts if may_be_published(name)] == ["own", "quoted", "takes", "group"]

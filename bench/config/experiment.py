@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from bench.config.folders import folders
 from bench.config.values import mistakes
 from methods.errors import SetupError
 
@@ -49,3 +50,15 @@ def taken_out(cfg: DictConfig) -> Experiment:
     if wrong:
         raise SetupError("\n".join(wrong))
     return Experiment(**found)
+
+
+def may_be_published(name: str) -> bool:
+    """Return whether an experiment's YAML has published figures or takes over another's; composing it takes seconds."""
+    files = [folder / "experiment" / f"{name}.yaml" for folder in folders()]
+    for file in (one for one in files if one.is_file()):
+        found = OmegaConf.to_container(OmegaConf.load(file))
+        own = found if isinstance(found, dict) else {}
+        chosen = [one if isinstance(one, str) else " ".join(map(str, one)) for one in own.get("defaults") or ()]
+        if "published" in own or any(one != "_self_" and not one.startswith("override ") for one in chosen):
+            return True
+    return False
