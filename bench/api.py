@@ -141,7 +141,10 @@ def build_leaderboard(
     }
     if write:
         name = "selection" if each_fit or any(wanted.values()) else "leaderboard"
-        return build.leaderboard(build.rebuild(_runs(results).parent, name, each_fit, processes=0, **wanted).tables)
+        runs = _runs(Path(results).resolve())
+        if runs.name != "runs":
+            raise SetupError(f"write=True: tables are written beside a folder runs/, and {runs} has another name")
+        return build.leaderboard(build.rebuild(runs.parent, name, each_fit, processes=0, **wanted).tables)
     records, _ = table.read_records(_runs(results))
     found = tables(build.selected(records, **wanted), each_fit)
     if not found:

@@ -261,6 +261,15 @@ def test_the_leaderboard_is_written_where_that_is_asked_for(some_methods, tmp_pa
         build_leaderboard(tmp_path, method="caaa")
 
 
+def test_tables_are_written_beside_the_runs_that_were_named(some_methods, tmp_path, monkeypatch):
+    shutil.copytree(some_methods / "runs", tmp_path / "x" / "runs")
+    shutil.copytree(some_methods / "runs", tmp_path / "x" / "other")
+    with pytest.raises(SetupError, match="x/other has another name"):
+        build_leaderboard(tmp_path / "x" / "other", write=True)
+    monkeypatch.chdir(tmp_path / "x" / "runs")
+    assert len(build_leaderboard(".", write=True)) and (tmp_path / "x" / "leaderboard.csv").is_file()
+
+
 def test_compare_says_what_the_leaderboard_says():
     whole, rows = quickstart_table().set_index("method"), quickstart_comparison()
     assert set(rows["method"]) == set(whole.index) - {"unsteered"}

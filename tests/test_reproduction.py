@@ -207,9 +207,18 @@ def test_an_experiment_may_take_over_the_figures_of_another(tmp_path, monkeypatc
         "own": "# @package _global_\npublished : []\n", "quoted": '"published": []\n',
         "takes": "defaults:\n  - act_add_opt_6_7b\n  - _self_\n", "group": "defaults:\n  - /experiment: x\n",
         "none": "defaults:\n  - override /suite: [rtp]\n  - _self_\nsweep: [method=caa]\n", "empty": "",
+        "null": "defaults: [null]\n", "number": "defaults: 3\n", "torn": "a: [",
     }  # fmt: skip
     (tmp_path / "experiment").mkdir()
     for name, text in texts.items():
         (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr("bench.config.experiment.folders", lambda: [tmp_path])
-    assert [name for name in texts if may_be_published(name)] == ["own", "quoted", "takes", "group"]
+    assert [name for name in texts if may_be_published(name)] == [
+        "own",
+        "quoted",
+        "takes",
+        "group",
+        "null",
+        "number",
+        "torn",
+    ]

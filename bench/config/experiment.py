@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from bench.config.folders import folders
 from bench.config.values import mistakes
@@ -56,9 +57,11 @@ def may_be_published(name: str) -> bool:
     """Return whether an experiment's YAML has published figures or takes over another's; composing it takes seconds."""
     files = [folder / "experiment" / f"{name}.yaml" for folder in folders()]
     for file in (one for one in files if one.is_file()):
-        found = OmegaConf.to_container(OmegaConf.load(file))
-        own = found if isinstance(found, dict) else {}
-        chosen = [one if isinstance(one, str) else " ".join(map(str, one)) for one in own.get("defaults") or ()]
+        try:
+            own: Any = OmegaConf.to_container(OmegaConf.load(file))
+            chosen = [one if isinstance(one, str) else " ".join(map(str, one)) for one in own.get("defaults") or ()]
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError):
+            return True  # composing it says what is wrong
         if "published" in own or any(one != "_self_" and not one.startswith("override ") for one in chosen):
             return True
     return False
