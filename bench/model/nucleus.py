@@ -90,14 +90,19 @@ class _Probable(NamedTuple):
 def _probable(logits: Tensor, temperature: float, top_p: float) -> _Probable:
     """Return each row's tokens above the highest of FLOORS that leaves more than top_p; the nucleus is among them."""
     probability = _probability(logits, temperature)  # (B, V)
-    floor = torch.full((len(probability),), 2.0)
+    rows, vocabulary = probability.shape
+    place = torch.from_numpy(np.flatnonzero((probability > FLOORS[-1]).numpy()))  # eight times as fast as torch's
+    row, value = place // vocabulary, probability.take(place)  # (N,)
+    floor = torch.full((rows,), 2.0)
     for lower in FLOORS:
-        holds = torch.threshold(probability, lower, 0.0).sum(-1) > top_p + 1e-4  # a margin larger than rounding errors
+        mass = torch.bincount(row, torch.threshold(value, lower, 0.0), minlength=rows)  # (B,)
+        holds = mass > top_p + 1e-4  # a margin larger than rounding errors
         floor = torch.where(holds & (floor > 1), lower, floor)
-    above = (probability > floor[:, None]).numpy()
-    place = torch.from_numpy(np.flatnonzero(above))  # eight times as fast as torch's
-    row, token = place // probability.shape[-1], place % probability.shape[-1]
-    return _Probable(torch.bincount(row, minlength=len(probability)), token, probability.flatten()[place])
+        if bool((floor < 1).all()):
+            break
+    kept = (value > floor[row]).nonzero()[:, 0]
+    row, token = row[kept], place[kept] % vocabulary
+    return _Probable(torch.bincount(row, minlength=rows), token, value[kept])
 
 
 def _by_floors(parts: list[_Probable], keys: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
