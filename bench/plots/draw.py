@@ -164,9 +164,8 @@ class Drawn(NamedTuple):
     missing: str | None
 
 
-def advised(nothing: NothingToDraw, results: Path) -> str:
-    """Return the message, whose commands compute into this results folder."""
-    told = str(nothing)
+def advised(told: str, results: Path) -> str:
+    """Return the message of NothingToDraw, with commands that compute into this results folder."""
     if results == command.RESULTS:
         return told
     return COMMAND.sub(lambda found: f"`{found[1]} {shlex.quote(f'{command.RESULTS_KEY}={results}')}`", told)
@@ -202,7 +201,7 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
                 for page, figure in enumerate(pages(kind, frames, width), 1):
                     yield Drawn(name, called if page == 1 else f"{called}-p{page}", figure, None)
             except NothingToDraw as nothing:
-                why.append(advised(nothing, source.results))
+                why.append(advised(str(nothing), source.results))
         if len(why) == len(drawings):
             yield Drawn(name, name, None, why[0])
 

@@ -289,7 +289,7 @@ def text_key(label: str) -> Patch:
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2**14)
 def measure(text: str, size: float = SMALL) -> float:
     """Return the width of a line of text in points; 0 for blanks alone."""
     if not text.strip():

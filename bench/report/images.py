@@ -35,42 +35,63 @@ class Figures(NamedTuple):
     missing: dict[str, str]
 
 
-def figures(results: Path, found: Sequence[Table], children: Children) -> Figures:
-    """Draw every figure that the records under `results`/runs allow.
+class Begun(NamedTuple):
+    """A figure that is being drawn: its kind, and the end of its file's name, which says of which table it is."""
 
-    found: the tables of these records. children: processes that write figures as SVG while this one draws others.
+    name: str
+    end: str
+    later: "Later[Embedded]"
+
+
+def begin(results: Path, found: Sequence[Table], children: Children) -> list[Begun]:
+    """Begin to draw every figure that the records under `results`/runs allow.
+
+    found: the tables of these records. children: processes that draw, each a figure with all its pages.
     """
-    source, made = Source(results, found), list[tuple[list[Drawn], str, str, Later[str]]]()
+    source = Source(results, found)
+    return [
+        Begun(name, end, children.start(partial(embedded_pages, kind, frames)))
+        for name, kind in KINDS.items()
+        for end, frames in kind.drawings(source)
+    ]
+
+
+def figures(begun: Sequence[Begun], results: Path, found: Sequence[Table]) -> Figures:
+    """Return the figures, when all are drawn, by the tables that they show."""
     drawn = Figures({table.number: [] for table in found}, [], {})
-    for name, kind in KINDS.items():
-        some, why = False, []
-        for end, frames in kind.drawings(source):
-            try:
-                about, uris = embedded_pages(kind, frames, children)
-            except style.NothingToDraw as nothing:
-                why.append(advised(nothing, source.results))
-                continue
-            some = True
-            if end.startswith("_dev"):
-                of_dev = f"{about}: the trials of tuning, on the dev split"
-                made += [(drawn.of_tuning, name, of_dev, uri) for uri in uris]
-            else:
-                number = re.fullmatch(r"-(\d+)", end)
-                of_table = drawn.of_tables[int(number.group(1)) if number else 1]
-                made += [(of_table, name, about, uri) for uri in uris]
-        if not some:
-            drawn.missing[name] = why[0] if why else "there is no record of it"
-    for place, name, about, uri in made:
-        place.append(Drawn(name, about, uri.result()))
+    why: dict[str, str] = {}
+    for name, end, later in begun:
+        about, uris, nothing = later.result()
+        if nothing is not None:
+            why.setdefault(name, advised(nothing, results))
+            continue
+        number = re.fullmatch(r"-(\d+)", end)
+        place = drawn.of_tables[int(number.group(1)) if number else 1]
+        if end.startswith("_dev"):
+            place, about = drawn.of_tuning, f"{about}: the trials of tuning, on the dev split"
+        place += [Drawn(name, about, uri) for uri in uris]
+    there = {one.name for one in itertools.chain(drawn.of_tuning, *drawn.of_tables.values())}
+    drawn.missing.update((name, why.get(name, "there is no record of it")) for name in KINDS if name not in there)
     return drawn
 
 
-def embedded_pages(kind: Kind, frames: Sequence[pd.DataFrame], children: Children) -> tuple[str, list[Later[str]]]:
-    """Return what the figure shows, and only its first pages, so that a thousand rows do not fill the report."""
-    first = list(itertools.islice(pages(kind, frames), PAGES))
-    is_part = len(first) == PAGES and count(kind, frames) > PAGES
+class Embedded(NamedTuple):
+    """What a figure shows, and its first pages as data URIs; or why it shows nothing."""
+
+    about: str
+    uris: list[str]
+    nothing: str | None = None
+
+
+def embedded_pages(kind: Kind, frames: Sequence[pd.DataFrame]) -> Embedded:
+    """Draw the first pages of a figure, and only these, so that a thousand rows do not fill the report."""
+    try:
+        uris = [embedded(style.laid_out(page)) for page in itertools.islice(pages(kind, frames), PAGES)]
+        is_part = len(uris) == PAGES and count(kind, frames) > PAGES
+    except style.NothingToDraw as nothing:
+        return Embedded(kind.about, [], str(nothing))
     more = f" (the first {PAGES} pages; `python -m bench.plots` draws all)" if is_part else ""
-    return kind.about + more, [children.start(partial(embedded, style.laid_out(page))) for page in first]
+    return Embedded(kind.about + more, uris)
 
 
 def embedded(figure: Figure) -> str:

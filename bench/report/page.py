@@ -52,11 +52,12 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
             f"{len(records)} records in {runs}, but none of the test split, only of tuning; "
             "run the cell to its end with `python -m bench`"
         )
+    begun = images.begin(results, found, Children(processes))
     store = texts.Store(runs / "generations")
     shown = [section(table, runs, store, prompts, samples) for table in found]
     if prompts and samples:
         skipped = [*skipped, *store.skipped]
-    drawn = images.figures(results, found, Children(processes))
+    drawn = images.figures(begun, results, found)
     html = render(shown, drawn, skipped, len(records))
     path = results / "report.html"
     try:
