@@ -1,11 +1,16 @@
 """Prompts to be continued; those of RealToxicityPrompts in three parts that share no prompt: fit, dev and test."""
 
 import functools
+import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.data.sources import Located, Sources
-from bench.data.splits import PARTS, Part, Prompt, _digest, part
+from bench.data.splits import PARTS, Part, Prompt, _digest, part, prompt
+from bench.data.text_sets import FILE
+from bench.files.digests import file_sha256
+from bench.files.rows import RowsFile
 from methods.errors import SetupError
 
 RTP = "allenai/real-toxicity-prompts"
@@ -71,3 +76,42 @@ def _ranked(sources: Sources, split: Part | None, stratum: Stratum | None) -> li
             )
         texts = {text for text, is_in in known if is_in}
     return sorted((_digest(text), text) for text in texts if text and split in (None, part(text)))
+
+
+def shuffled_prompts(path: str, seed: int) -> tuple[list[Prompt], Located]:
+    """Return the distinct prompts of a file of RealToxicityPrompts in the order in which AcT's code asks them.
+
+    As there (github apple/ml-act, evaluate_toxicity.py), lines whose prompt has no toxicity are left out, and the
+    others are shuffled by Python's generator of random numbers with this seed; so the order of the lines matters.
+
+    path: JSONL with the object `prompt`, which has `text` and `toxicity`, in each line, such as
+    prompted_gens_gpt2.jsonl; what else a line holds is not kept. Raises SetupError for any other file.
+    """
+    sha256 = _sha256(path)
+    found = _shuffled(path, seed, sha256)
+    return list(found), Located(Path(path).name, FILE, path, None, "all", None, sha256[:12])
+
+
+def _sha256(path: str) -> str:
+    next(RowsFile(path, ("prompt",)).each(), None)  # whose errors say what is wrong with a path
+    return file_sha256(Path(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _shuffled(path: str, seed: int, sha256: str) -> tuple[Prompt, ...]:
+    del sha256  # a file that was changed is read again
+    file = RowsFile(path, ("prompt",))
+    texts = []
+    for number, row in file.each():
+        one = row["prompt"]
+        toxicity = one.get("toxicity", "") if isinstance(one, dict) else ""
+        if not isinstance(toxicity, float | int | None) or not isinstance(one.get("text"), str):
+            raise file.bad(number, "prompt is not {text: ..., toxicity: ...}, as in RealToxicityPrompts")
+        if toxicity is not None:
+            texts.append(one["text"])
+    random.Random(seed).shuffle(texts)
+    by_id: dict[str, Prompt] = {}
+    for found in map(prompt, texts):
+        if found.text.strip():
+            by_id.setdefault(found.id, found)
+    return tuple(by_id.values())

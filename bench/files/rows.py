@@ -37,13 +37,20 @@ class RowsFile:
         return TABLES.get(Path(self.path).suffix.lower())
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
-        """Read the rows, each with the number of its line; blank lines are skipped. Raises SetupError for no row."""
+        """Return all rows, each with the number of its line; blank lines are skipped. Raises SetupError for no row."""
+        rows = list(self.each())
+        if not rows:
+            raise SetupError(f"{self.path}: the file is empty; {self._expected()}")
+        return rows
+
+    def each(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows as `read` returns them, of which only one is held in memory at a time."""
         path = Path(self.path)
         try:
             if path.exists() and not path.is_file():
                 raise self._unreadable("this is a folder" if path.is_dir() else "this can be read only once, as a pipe")
             with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-                rows = list(self._objects(file) if self.delimiter is None else self._cells(file, self.delimiter))
+                yield from self._objects(file) if self.delimiter is None else self._cells(file, self.delimiter)
         except SetupError:
             raise
         except (OSError, ValueError) as error:
@@ -51,9 +58,6 @@ class RowsFile:
             if isinstance(error, FileNotFoundError):
                 why += f" (from {Path.cwd()}{', and ~ is not expanded here' if self.path.startswith('~') else ''})"
             raise self._unreadable(why) from error
-        if not rows:
-            raise SetupError(f"{self.path}: the file is empty; {self._expected()}")
-        return rows
 
     def bad(self, number: int, what: str) -> SetupError:
         """Return the error for a wrong line."""

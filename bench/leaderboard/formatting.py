@@ -333,7 +333,7 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
 
     called: for each method the title to write in place of its name.
     """
-    found = []
+    found, named = [], titles.title if called else str
     rows = lines(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing = varying(list(frame["method"]), known)
@@ -343,7 +343,7 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
         alike[setting].add(row["records"])
         learnt[setting, row.get("strength")].add(str(row.get("data")))
     for row, own, setting in zip(rows, known, settings, strict=True):
-        told = [f"{key}={brief(value)}" for key, value in own.items() if key in differing[row["method"]]]
+        told = [f"{key}={brief(value, named)}" for key, value in own.items() if key in differing[row["method"]]]
         told += [str(row["data"])] if len(learnt[setting, row.get("strength")]) > 1 else []
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
         if len(alike[setting]) > 1:

@@ -101,6 +101,7 @@ class LM:
     unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside blocks, but not in the model
     unverified: tuple[str, ...] = ()  # folders that the model was read from without a digest to check by
     memory: Memory = field(default_factory=Memory, compare=False, repr=False)  # what its batches have shown
+    ended: list[bool] = field(default_factory=list, compare=False, repr=False)  # holds True once its `with` has ended
 
     @property
     def device(self) -> torch.device:
@@ -202,6 +203,11 @@ class LM:
 
     def _forward(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor) -> Tensor:
         """Return the logits of `read` before any decoding-time steering; the rows remember what was read."""
+        if self.ended:
+            raise SetupError(
+                f"this model was steered at strength {self.steered_by} inside a `with` that has ended, so it is only "
+                "partly steered now; sample and score inside `with lm.steered(...) as steered:`"
+            )
         position = rows.append(ids, real)  # (B, T)
         cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)
         with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt, rows.noted)):
@@ -239,12 +245,14 @@ class LM:
         if strength == 0:
             yield self
             return
+        named, ended = f"{strength:g} of {method.name}", list[bool]()
         with method.apply(self.model, artefact, strength) as steering:
             if self.chat and steering.prefix:
                 check_template(self.tokenizer, steering.prefix)
-            yield replace(
-                self, steering=steering, steering_identity=identity, steered_by=f"{strength:g} of {method.name}"
-            )
+            try:
+                yield replace(self, steering=steering, steering_identity=identity, steered_by=named, ended=ended)
+            finally:
+                ended.append(True)
 
 
 def _kept(keep: int | Tensor) -> slice | Tensor:

@@ -166,12 +166,15 @@ class MethodPart(Fields):
         return {key: value for key, value in self.parameters.items() if key != "seed"}
 
 
-def brief(value: Any) -> Any:
-    """Shorten a hyper-parameter for a name: an inner method to its name, several parts to "a + b"."""
+def brief(value: Any, named: Callable[[str], str] = str) -> Any:
+    """Shorten a hyper-parameter for a label: an inner method to its name, several parts to "a + b".
+
+    named: returns what an inner method of this name is called.
+    """
     if not isinstance(value, Mapping):
         return value
     inner = MethodPart.read(value)
-    return inner.name if inner else " + ".join(str(brief(one)) for one in value.values())
+    return named(inner.name) if inner else " + ".join(str(brief(one, named)) for one in value.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, OPTConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, OPTConfig
 
 from bench.__main__ import _compute
 from bench.config import compose, folders
@@ -45,7 +45,7 @@ def wrong_figures(experiment: str) -> Iterator[str]:
         found = {
             "other fields": FIELDS <= set(figure) <= FIELDS | {"options", "strength"},
             "source": re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", str(figure.get("source"))),
-            "ours": ours is None or re.fullmatch(r"\w+(\.[\w-]+)+", ours),
+            "ours": ours is None or re.fullmatch(r"\w+(\.[\w -]+)+", ours),
             "suite": ours is None or ours.partition(".")[0] in cfg.suite,
             "number": all(isinstance(number, int | float | None) for number in numbers),
         }
@@ -113,6 +113,7 @@ TINY = {  # conf/model -> the same architecture and number of blocks
     "llama2_7b": lambda: LlamaConfig(**LLAMA),
     "llama2_7b_chat": lambda: LlamaConfig(**LLAMA),
     "llama3_8b": lambda: LlamaConfig(**LLAMA, num_key_value_heads=2),
+    "gemma2_2b": lambda: Gemma2Config(**LLAMA | {"num_hidden_layers": 26}, num_key_value_heads=2, head_dim=6),
     "codellama_7b": lambda: LlamaConfig(**LLAMA),
     "mistral_7b": lambda: MistralConfig(**LLAMA, num_key_value_heads=2),
 }
@@ -123,6 +124,7 @@ FEWER = [  # of everything; the experiment's method, strength, seeds and manner 
 ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
     "rtp": ["suite.rtp.prompts=3", "suite.rtp.dev_prompts=2", "suite.rtp.k=1", "suite.rtp.dev_k=1"],
     "fluency": [],
+    "rtp_act": ["suite.rtp_act.prompts=3", "suite.rtp_act.dev_prompts=2", "suite.rtp_act.decoding.max_new_tokens=3"],
     "rtp_challenging": ["suite.rtp_challenging.prompts=3"],
     "rtp_profs": ["suite.rtp_profs.prompts=3"],
     "ab": ["suite.ab.limit=2", "suite.ab.behaviours=[sycophancy]"],
@@ -159,6 +161,7 @@ def world(tmp_path_factory) -> Path:
         ],
         "examples": [{"prompt": p, "completion": " with hate"} for p in PROMPTS[:8]],
         "texts": [{"text": p} for p in PROMPTS[:8]],
+        "asked": asked,
     }  # fmt: skip
     make_caa(root, {("sycophancy", split): [row(number) for number in range(6)] for split in ("generate", "test_ab")})
     for name, lines in rows.items():
@@ -193,6 +196,7 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         *[f"{place}.path={world / 'labelled.jsonl'}" for place in places],
+        *([f"suite.rtp_act.path={world / 'asked.jsonl'}"] if "rtp_act" in suites else []),
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
         f"suite=[{','.join(suites)}]", *[option for name in suites for option in ASKED[name]],
     ]  # fmt: skip

@@ -1,8 +1,10 @@
+import json
+import random
 import re
 
 import pytest
 
-from bench.data.prompts import RTP, STRATA, rtp_prompts
+from bench.data.prompts import RTP, STRATA, rtp_prompts, shuffled_prompts
 from bench.data.sources import Sources
 from bench.data.splits import PARTS, part
 from methods.errors import SetupError
@@ -130,3 +132,48 @@ def test_no_prompt_is_in_two_parts_across_sources():
     both = Sources(offline=True), Sources(mirror=str(MIRROR), offline=True)
     by_part = {split: {text for s in both for text in texts(s, split)} for split in PARTS}
     assert sum(map(len, by_part.values())) == len(set().union(*by_part.values())) == 623 + 2392 - 144
+
+
+# -- a file in the order of AcT's code --------------------------------------------------------------------------------
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_file_is_shuffled_as_by_the_authors_code(tmp_path):
+    toxicity = [None if i % 7 == 3 else i / 400 for i in range(400)]
+    rows = [
+        {"filename": "a", "prompt": {"text": text, "toxicity": score, "insult": 0.5}, "generations": [{"text": "b"}]}
+        for text, score in zip(TEXTS, toxicity, strict=True)
+    ]
+    lines = [row for row in rows if row["prompt"]["toxicity"] is not None]  # what the code does, on whole lines
+    random.seed(42)
+    random.shuffle(lines)
+    prompts, located = shuffled_prompts(path := write(tmp_path / "gens.jsonl", rows), 42)
+    assert [one.text for one in prompts] == [line["prompt"]["text"] for line in lines] and len(prompts) < 400
+    assert shuffled_prompts(path, 43)[0] != prompts and (located.name, located.source) == ("gens.jsonl", "file")
+    write(tmp_path / "gens.jsonl", rows[:9])
+    fewer, other = shuffled_prompts(path, 42)
+    assert len(fewer) == 8 and other.fingerprint != located.fingerprint
+
+
+def test_a_prompt_that_occurs_twice_keeps_its_first_place(tmp_path):
+    texts = ["one", "two", " one ", "three", "one", " "]
+    path = write(tmp_path / "twice.jsonl", [{"prompt": {"text": text, "toxicity": 0}} for text in texts])
+    random.Random(1).shuffle(order := list(texts))
+    found = [one.text for one in shuffled_prompts(path, 1)[0]]
+    assert [one.strip() for one in found] == list(dict.fromkeys(text.strip() for text in order if text.strip()))
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a text"}, {"prompt": {"text": "no score"}}, {"prompt": {"text": 3, "toxicity": 0.1}},
+            {"prompt": {"text": "a", "toxicity": "high"}}, {"text": "b"}]
+)  # fmt: skip
+def test_a_file_of_another_form_is_refused_by_its_line(row, tmp_path):
+    path = write(tmp_path / "other.jsonl", [{"prompt": {"text": "a", "toxicity": 0.1}}, row])
+    with pytest.raises(SetupError, match=r"other\.jsonl, line 2: (prompt is not|prompt is missing)"):
+        shuffled_prompts(path, 42)
+    with pytest.raises(SetupError, match="No such file"):
+        shuffled_prompts(str(tmp_path / "none.jsonl"), 42)

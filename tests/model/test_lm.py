@@ -1,13 +1,15 @@
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench.model.lm import LM, load_lm
-from bench.model.sampling import prefill
+from bench.model.log_likelihood import log_likelihood
+from bench.model.sampling import prefill, sample
 from bench.model.tokenizer import set_bos
-from methods import layout
-from methods.base import Steering
+from methods import WordFilter, layout
+from methods.base import FitData, Steering
 from methods.decoding import Step
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked
@@ -233,3 +235,14 @@ def test_decoding_time_steering_reaches_every_logit():
         out = steered.read(steered.start(torch.tensor([2, 2])), ids, torch.ones_like(ids, dtype=torch.bool))
     assert out.shape[:2] == ids.shape and shapes == [out.shape]
     assert torch.isinf(out[..., 5]).all() and torch.isfinite(out[..., 6:]).all()
+
+
+def test_a_steered_model_is_refused_after_its_with():
+    """Its weights and hooks are undone then, and only what it does while decoding would be left."""
+    lm, word_filter = tiny_lm(), WordFilter(words=str(Path(__file__).parents[1] / "methods" / "words.txt"))
+    with lm.steered(word_filter, word_filter.fit(lm.model, lm.tokenizer, FitData()), 4) as steered:
+        inside = sample(steered, ["the fox"], num_samples=2, max_new_tokens=3)
+    assert len(inside[0]) == 2 and sample(lm, ["the fox"], num_samples=1, max_new_tokens=3)
+    for use in (lambda: sample(steered, ["the fox"]), lambda: log_likelihood(steered, ["the"], [" fox"])):
+        with pytest.raises(SetupError, match="steered at strength 4 of word_filter inside a `with` that has ended"):
+            use()

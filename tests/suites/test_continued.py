@@ -1,4 +1,5 @@
 import itertools
+import json
 import weakref
 from dataclasses import replace
 
@@ -7,15 +8,16 @@ import pytest
 
 from bench.data.prompts import RTP as NAME
 from bench.data.sources import Sources
-from bench.data.splits import part
+from bench.data.splits import Learnt, part
 from bench.model.decoding import Continuation, Sampling
 from bench.model.generation_cache import Generations, decoding_identity, sampled
 from bench.model.lm import Generated
 from bench.model.sampling import sample
 from bench.suites import continued
+from bench.fit_data.labelled import LabelledFile
 from bench.suites.base import SuiteError, measure
 from bench.suites.fluency import Fluency
-from bench.suites.rtp import RTP
+from bench.suites.rtp import RTP, ShuffledRTP
 from methods.errors import SetupError
 from tests.data.test_sources import make_mirror
 from tests.tiny import tiny_lm
@@ -220,3 +222,21 @@ def test_fluency_reads_the_texts_that_are_compared(sources, tmp_path):
     own = {"sources": sources, "k": 2, "prompts": 8}
     more = measure(Fluency(**own, unsteered_k=7), lm, "test")
     assert more.metrics == measure(Fluency(**own), tiny_lm(), "test").metrics
+
+
+def test_the_prompts_of_a_file_are_asked_in_their_order(sources, tmp_path):
+    path = tmp_path / "gens.jsonl"
+    rows = [{"text": text, "label": i % 2, "prompt": {"text": text, "toxicity": 0.5}} for i, text in enumerate(TEXTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"sources": sources, "scorers": [Length()], "k": 1, "dev_k": 1, "prompts": 6, "dev_prompts": 3}
+    asked = ShuffledRTP(**options, path=str(path))
+    test, dev = ([one.text for one in asked.texts(split)[0]] for split in ("test", "dev"))
+    assert len(test) == 6 and len(dev) == 3 and not set(test) & set(dev)
+    result = measure(asked, tiny_lm(), "test")
+    assert result.metrics["length.toxic_fraction"].n == 6 and result.info["population"] == len(TEXTS)
+    assert "learns from prompts of RealToxicityPrompts" in asked.leak(Learnt(rtp=True)) and asked.leak(Learnt()) is None
+    assert "learns from gens.jsonl" in asked.leak(LabelledFile(path=str(path)).learnt())
+    with pytest.raises(SetupError, match="suite.rtp_act.prompts=1000: there are"):
+        replace(asked, prompts=1000).texts("test")
+    with pytest.raises(SetupError, match=r"needs a file of RealToxicityPrompts; add suite\.rtp_act\.path=FILE"):
+        replace(asked, path=None).texts("test")

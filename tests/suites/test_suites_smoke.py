@@ -16,7 +16,8 @@ HEADER = (folders.folder() / "experiment" / f"{NAME}.yaml").read_text()
 
 def test_it_asks_every_suite_with_every_offline_scorer():
     cfg, about = compose.cell([f"experiment={NAME}"])
-    assert sorted(cfg.suite) == folders.groups()["suite"]
+    needs_a_file = {"rtp_act"}
+    assert set(cfg.suite) == set(folders.groups()["suite"]) - needs_a_file
     downloaded = {"detoxify", "hf_classifier", "roberta_toxicity", "toxigen_roberta", "unbiased_toxic_roberta"}
     assert set(cfg.scorer) == set(folders.groups()["scorer"]) - downloaded
     assert {one.partition(" ")[0] for one in about.sweep} == {"method=unsteered", "method=caa"}
