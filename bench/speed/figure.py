@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.plots import style
 
@@ -31,7 +31,9 @@ def speed(frame: pd.DataFrame, width: style.Width = "double") -> Figure:
         ax.plot([row["goal"]] * 2, [y - 0.3, y + 0.3], color=style.GREY, linewidth=1.0)
     ax.axvline(1, color=style.GREY, linewidth=0.7, linestyle=style.DASHES, zorder=1)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_yticks(
         range(len(frame)), [f"{row['work']} / {row['against']}" for row in frame.iloc[::-1].to_dict("records")]
     )

@@ -109,7 +109,7 @@ def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> It
                 taken = in_turns(works | {"unsteered": ours}, size.rounds)
             found = compared(taken["steered"], taken["unsteered"])
             goal = 1.0 if method.family == "weights" else 1 / 1.02
-            yield Row(f"{title}, steered by {method.name}", "unsteered", tokens, size.rounds, found, goal)
+            yield Row(f"{title}, steered by {method.title}", "unsteered", tokens, size.rounds, found, goal)
 
 
 def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], bar: Bar) -> Iterator[Row]:
@@ -147,7 +147,7 @@ def fit_rows(lm: LM, size: Size, methods: Sequence[Method], requests: Sequence[A
                 command.console.print(terminal(f"the fit of {method.name} is left out: {error}", "yellow"))
                 continue
             found = compared(taken["ours"], taken[MATRICES])
-            title = f"fit of {method.name}, {len(learnt_from.prompt)} pairs"
+            title = f"fit of {method.title}, {len(learnt_from.prompt)} pairs"
             yield Row(title, MATRICES, read, size.rounds, found, 1 / 1.3, f"{method.passes():g} passes over the pairs")
 
 

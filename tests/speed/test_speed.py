@@ -80,7 +80,7 @@ def test_fits_learn_from_two_answers_of_each_question():
     assert fitting.distinct_tokens(lm, pairs) == len({tuple(one[:i]) for one in texts for i in range(1, len(one) + 1)})
     with Bar(table.planned(SIZE, {"PIQA": ASKED})) as bar:
         (row,) = table.fit_rows(lm, SIZE, [CAA(layer=0)], ASKED, bar)
-    assert row.work == "fit of caa, 2 pairs" and row.found.ratio > 0
+    assert row.work == "fit of CAA, 2 pairs" and row.found.ratio > 0
 
 
 def test_a_fit_that_is_refused_leaves_the_other_rows(capsys):
@@ -89,7 +89,7 @@ def test_a_fit_that_is_refused_leaves_the_other_rows(capsys):
     with Bar(table.planned(SIZE, {"PIQA": ASKED})) as bar:
         (row,) = table.fit_rows(lm, SIZE._replace(rounds=1), [AurA(), CAA(layer=0)], ASKED, bar)
         assert not list(table.fit_rows(lm, SIZE, [CAA(layer=0)], [], bar))
-    assert row.work == "fit of caa, 2 pairs" and row.found.low is None
+    assert row.work == "fit of CAA, 2 pairs" and row.found.low is None
     told = capsys.readouterr().err
     assert "the fit of aura is left out: mixtral" in told and "the fit of caa is left out: caa learns from" in told
 
