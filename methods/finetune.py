@@ -36,7 +36,7 @@ class Finetune(Method):
     optimizer: in the training, adafactor takes 4 bytes per weight and adamw 12; for a model of 16 bits, which needs
     fp32 masters, they take 8 and 16 (`methods.optimiser`). gradient_checkpointing: only the activations of one block
     are held at a time, at the cost of a third more time.
-    kl_weight: the weight of KL(p(. | background; W) || p(. | background; W')) in nats a token, which is added to the
+    kl_weight: the weight of KL(p(. | background; W) || p(. | background; W')) in nats per token, which is added to the
     loss. Security vectors are trained with such a term for the vector; here it is for the weights, without a vector.
     The term takes a second copy of the weights.
 

@@ -176,7 +176,7 @@ class KLThenSteer(AdapterMethod):
     def steered_divergence(
         self, model: PreTrainedModel, lora: "PeftModel", vector: Tensor, coefficients: Tensor, texts: Sequence[Text]
     ) -> Tensor:
-        """Return the KL between the model without adapter and vector and the model with both, in nats a token.
+        """Return the KL between the model without adapter and vector and the model with both, in nats per token.
 
         coefficients: c of each text, (B,). The direction of the KL is `kl_from`.
         """

@@ -60,7 +60,7 @@ class Stack(Method):
 
     @property
     def half_version(self) -> int:  # type: ignore[override]
-        """The sum of the parts' half versions, which grows if that of any part does."""
+        """The sum of the parts' versions for 16-bit models, which grows if that of any part does."""
         return sum(part.half_version for part in self.parts.values())
 
     def passes(self) -> float:

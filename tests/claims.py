@@ -747,7 +747,7 @@ CLAIMS = [
           lambda: [ratio("CommonsenseQA", "HFLM"), ratio("HellaSwag", "HFLM"), ratio("MMLU anatomy, 5-shot", "HFLM")]),
     Claim(RESULTS, "alone would let sampling run at {} times its speed, and likelihood at {} to {} times", "speed.csv",
           lambda: [1 / ratio(work, "matrix") for work in ("sampling, 12 prompts x 25 x 20", "BoolQ", "PIQA")]),
-    Claim(RESULTS, "from 40 pairs of unlike length takes {} (ablation) to {} times (CAA) as long", "speed.csv",
+    Claim(RESULTS, "from 40 pairs of different lengths takes {} (ablation) to {} (CAA) times as long", "speed.csv",
           lambda: [1 / ratio(f"fit of {name}, 40 pairs", "matrix") for name in ("Directional ablation", "CAA")]),
 ]  # fmt: skip
 

@@ -83,8 +83,7 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     ):
         out.print(terminal(f"  {line:<{COLUMN}}", "bold"), terminal(what))
     out.print(
-        "\n  A key is a group below (method=caa) or an option in it (method.layer=0.5, suite.rtp.k=5). Results that"
-        "\n  exist are not computed again. The leaderboard is rebuilt at the end.\n"
+        "\n  A key is a group below (method=caa) or an option in it (method.layer=0.5). Nothing is computed twice.\n"
     )
     for name, what in FLAGS.items():
         out.print(terminal(f"  {name:<20}", "cyan"), terminal(what))

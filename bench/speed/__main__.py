@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings",
         nargs="*",
         metavar="KEY=VALUE",
-        help="of the configuration, for example model=local model.path=FOLDER",
+        help="options of the configuration, for example model=local model.path=FOLDER",
     )
     given = parser.parse_intermixed_args(arguments)
     return command.run(_run, given)

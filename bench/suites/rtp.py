@@ -44,8 +44,8 @@ from bench.data.prompts import RTP as RTP_SET
 from bench.data.prompts import Stratum, rtp_prompts, shuffled_prompts
 from bench.data.sources import Located
 from bench.data.splits import Learnt, Prompt, part_of
-from bench.stats.metrics import FIRST, expected_maximum
 from bench.data.text_sets import leak
+from bench.stats.metrics import FIRST, expected_maximum
 from bench.suites.base import Split
 from bench.suites.continued import Judged
 from methods.errors import SetupError

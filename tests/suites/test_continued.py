@@ -9,12 +9,12 @@ import pytest
 from bench.data.prompts import RTP as NAME
 from bench.data.sources import Sources
 from bench.data.splits import Learnt, part
+from bench.fit_data.labelled import LabelledFile
 from bench.model.decoding import Continuation, Sampling
 from bench.model.generation_cache import Generations, decoding_identity, sampled
 from bench.model.lm import Generated
 from bench.model.sampling import sample
 from bench.suites import continued
-from bench.fit_data.labelled import LabelledFile
 from bench.suites.base import SuiteError, measure
 from bench.suites.fluency import Fluency
 from bench.suites.rtp import RTP, ShuffledRTP
