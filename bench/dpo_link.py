@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; returns the exit code."""
     parser = command.parser("dpo_link", ABOUT, parents=[command.shared()])
     parser.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="options of the configuration; the method is detox if none is named"
+        "settings", nargs="*", metavar="KEY=VALUE", help="options of the configuration; the method is detox by default"
     )
     return command.run(_run, parser.parse_intermixed_args(arguments))
 

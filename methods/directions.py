@@ -243,7 +243,6 @@ def residual_norm(model: PreTrainedModel, texts: Sequence[Text], layer: int) -> 
     """Return the mean length (a scalar) of block `layer`'s output over the tokens of the first texts' continuations.
 
     The first YARDSTICK_TEXTS texts are read, and the first token of each is left out.
-
     """
     return residual_norms(model, texts, [layer])[0]
 

@@ -368,7 +368,7 @@ def keeping(
     recipe: Recipe,
     weight: float,
 ) -> Callable[[int], Tensor]:
-    """Return a penalty for `train`: weight * KL(the model inside `usual` || the model) in nats per token on `background`.
+    """Return a penalty for `train`: weight * KL(model inside `usual` || model) in nats per token on `background`.
 
     Each step reads a batch of these texts. Their order, drawn with another seed than that of the training texts, is
     repeated as often as needed.

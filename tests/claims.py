@@ -459,7 +459,7 @@ CLAIMS = [
     attacked("attacked", "finetune", kl_weight=None),
     attacked("attacked, with a vector", "security_vector"),
     attacked("attacked, with a KL term alone", "finetune", kl_weight=1),
-    Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats a token. After the attack, with the "
+    Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats per token. After the attack, with the "
                    "vector switched off, the model's loss on those replies is {},",
           f"records of {ATTACK}: fit of security_vector",
           lambda: [fact(ATTACK, "security_vector", f"harmful_loss_{when}")[0] for when in ("off", "on", "after")]),
@@ -502,7 +502,7 @@ CLAIMS = [
     Claim(RESULTS, "falls by {} nats with the word filter, by {} with task negation and by {} with AurA;",
           "leaderboard of full: gold_choice_change",
           lambda: falls("word_filter", "task_negation", "aura", metric=ANSWERS)),
-    Claim(RESULTS, "diverges from the unsteered model by {} nats a token (CAA: {}).", "records of full",
+    Claim(RESULTS, "diverges from the unsteered model by {} nats per token (CAA: {}).", "records of full",
           lambda: [value("full", method, "kl.mean_kl") for method in ("infer_aligner", "caa")]),
     Claim(RESULTS, "with a probability of 10, 25 or {}% (`label_noise`; in the three draws together {}, {} and {}% of "
           "the pairs were swapped", "records of label_noise: data",
@@ -520,7 +520,7 @@ CLAIMS = [
           lambda: [-learnt_from("label_noise", "caa", "flip", None),
                    *(one for share in swapped()
                      for one in (-learnt_from("label_noise", "caa", "flip", share), 100 * share))]),
-    Claim(RESULTS, "Its change is {} with right labels and {} with each share of wrong ones,",
+    Claim(RESULTS, "It lowers toxicity by {} with right labels and by {} with each share of wrong ones,",
           "leaderboard of label_noise",
           lambda: [-learnt_from("label_noise", "detox", "flip", share) for share in (None, 0.5)]),
     Claim(RESULTS, "With 32 pairs or fewer nothing is left of it ({}).", "leaderboard of sample_efficiency",
@@ -538,7 +538,7 @@ CLAIMS = [
     Claim(RESULTS, "with {} by {} ±{} and {} ±{} ([above]", "leaderboard of many_pairs",
           lambda: [MANY[-1], *(one for method in ("detox", "dpo")
                                for one in half_width(learnt("many_pairs", method, "pairs", MANY[-1])))]),
-    Claim(RESULTS, "others than above (the unsteered model has a toxicity of {}),",
+    Claim(RESULTS, "differ from those above (the unsteered model has a toxicity of {}),",
           "records of many_pairs",
           lambda: [value("many_pairs", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
     Claim(RESULTS, "CAA lowers it by {}, {}, {} and {} with {}, {}, {} and {} pairs;", "leaderboard of many_pairs",
@@ -551,7 +551,7 @@ CLAIMS = [
     Claim(RESULTS, "{}% and {}% of the gain are kept, though a part", "records of security_vectors and _transfer",
           lambda: [100 * kept_gain(folder, "gold_logprob")
                    for folder in ("security_vectors", "security_vectors_transfer")]),
-    Claim(RESULTS, "log-probability of the right answer, {}% is kept.", f"records of {ATTACK}",
+    Claim(RESULTS, "log-probability of the right answer among the choices, {}% is kept.", f"records of {ATTACK}",
           lambda: [100 * kept_gain(ATTACK, "gold_choice_logprob")]),
     Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}, with "
           "intervals of up to ±{}:",
@@ -590,7 +590,7 @@ CLAIMS = [
           f"leaderboard of {SAME}",
           lambda: [*interval(SAME, SOCIAL, "security_vector", strength=1),
                    *interval(SAME, SOCIAL, "finetune", strength=1), *interval(SAME, SOCIAL)]),
-    Claim(RESULTS, "by `profanity_check` it does without that term, by {} (significant)", f"leaderboard of {ATTACK}",
+    Claim(RESULTS, "by `profanity_check` it is, by {} (significant)", f"leaderboard of {ATTACK}",
           lambda: half_width(line(ATTACK, EMT10_TUNED, "finetune", strength=1, kl_weight=None))[:1]),
     Claim(RESULTS, "the attack alone changes toxicity by only {} ±{} ({} ±{} by `profanity_check`; above)",
           f"leaderboard of {ATTACK}",
@@ -701,7 +701,7 @@ CLAIMS = [
                              for name in ("sentiment.vader.neg_to_pos", "perplexity_ratio")]),
     Claim(RESULTS, "By `profanity_check` {} of them differs at", "items of false_alarms",
           lambda: [float((directions("profanity_check")["p"] < significance.ALPHA).sum())]),
-    Claim(RESULTS, "(smallest p: {}). By `lexicon` {} differ", "items of false_alarms",
+    Claim(RESULTS, "(smallest p: {}). By `lexicon` {} of them differ", "items of false_alarms",
           lambda: [directions("profanity_check")["p_holm"].min(),
                    float((directions("lexicon")["p"] < significance.ALPHA).sum())]),
     Claim(RESULTS, "they detect a change of {} in a toxicity of {},", "items of false_alarms, median direction",

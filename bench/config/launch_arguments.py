@@ -11,7 +11,7 @@ from methods.errors import SetupError
 HONOURED = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.env_set")
 SWEEPER = (
     "hydra/sweeper is refused: a sweep is expanded and checked here as a whole, and strengths are chosen at equal "
-    "budgets for every method; leave it out, and write tuning.search=tpe, which asks optuna"
+    "budgets for every method; leave it out. For Optuna write tuning.search=tpe"
 )
 
 

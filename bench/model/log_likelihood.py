@@ -98,7 +98,7 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
     refuse_one_text(prompts, "prompts")
     refuse_one_text(continuations, "continuations")
     if len(prompts) != len(continuations):
-        raise SetupError(f"{len(prompts)} prompts and {len(continuations)} continuations; give one continuation for each prompt")
+        raise SetupError(f"{len(prompts)} prompts and {len(continuations)} continuations; give one for each prompt")
     return likelihoods(lm, lm.encode_pairs(prompts, continuations))
 
 

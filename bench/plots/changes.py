@@ -20,8 +20,8 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     """Draw the change of each prompt's headline from the unsteered model, a line per method.
 
     A box covers the middle half of the prompts and shows the median; whiskers cover the middle 90%, a marker is at the
-    mean, and at the right stands the share of prompts that got worse. Since texts are sampled again, about half of the
-    prompts get worse even under a method without any effect.
+    mean, and at the right stands the share of prompts that got worse. A method that changes texts only at random makes
+    about half of the prompts worse; one that changes no text makes none worse.
 
     Args:
         frame: `Table.frame`.

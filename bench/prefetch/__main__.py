@@ -49,8 +49,8 @@ def _help() -> None:
     )
     page.print(
         f"\n  {name} experiment=quickstart\n  {name} -m method=caa,detox model=hub model.id=ORG/NAME "
-        f"model.revision=main\n\n{OPTION} FILE   write the list of what was fetched to FILE, with sizes and hashes (default: a file "
-        "in the cache's manifests/)",
+        f"model.revision=main\n\n{OPTION} FILE   write the list of what was fetched to FILE, with sizes and hashes "
+        "(default: a file in the cache's manifests/)",
         markup=False,
     )
 

@@ -24,7 +24,7 @@ DATA = {
 """Key of the training data -> meaning."""
 
 FACTS = {
-    "accuracy": "share that is told apart rightly: of the training pairs, after preference training; or of held-out "
+    "accuracy": "share that is classified correctly: of the training pairs, after preference training; or of held-out "
     "texts, for a gate's classifiers",
     "agreeing": "share of the pairs whose difference points along the direction, one number for each block",
     "always_open": "1: the condition holds for every text, so it is no condition",
@@ -110,7 +110,7 @@ FACTS = {
     "rank": "number of directions in which the states vary",
     "reader_norm": "norm of the vector that reads the component to remove",
     "residual_norm": "mean norm of the residual stream at the steered block (of the desired texts)",
-    "right": "share of the texts that the gate judges rightly, at each block",
+    "right": "share of the texts that the gate judges correctly, at each block",
     "rows_per_layer": "number of edited rows of each block",
     "scope": "positions that are steered: 0 all, 1 those of the prompt, 2 those that are generated",
     "share_above_half": "share of units whose AUROC for undesired texts is above 0.5",
@@ -126,7 +126,7 @@ FACTS = {
     "target_without": "mean projection on the direction at the end of the prompts without the instruction",
     "top_tokens": "tokens (by number) that the direction favours most",
     "toxic_states": "number of states before undesired tokens",
-    "train_accuracy": "share of the training texts that are told apart rightly",
+    "train_accuracy": "share of the training texts that are classified correctly",
     "unconverged_probes": "number of probes whose training did not converge",
     "undesired_gain": "mean rise of the log-likelihood of undesired texts by the training, in nats",
     "undesired_norm": "norm of the residual stream at each position of the undesired prompt",

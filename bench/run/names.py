@@ -59,7 +59,7 @@ class Names:
     def method(self) -> dict[str, Any]:
         """The method with its hyper-parameters; for a control that does not come from swapped pairs, also its draw.
 
-        On a model of 16 bits the version of the code for 16 bits is kept beside the method's own.
+        A 16-bit model also has the version of the code for 16 bits, beside the method's own.
         """
         own = identity.method_identity(self._parts.method)
         drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"

@@ -31,7 +31,7 @@ def cached(subject: Subject) -> str:
 
 
 def left_padding(subject: Subject) -> str:
-    """Prompts in a batch, padded on the left, give the same logits as each alone, also in the steps that follow."""
+    """Prompts in a batch, padded on the left, give the same logits as each alone, even in the steps that follow."""
     worst = 0.0
     with subject.steered() as lm:
         heads, tail = [lm.encode(prompt) for prompt in PROMPTS], tokens(lm)[:STEPS]

@@ -142,7 +142,7 @@ def test_a_kl_without_gradient_is_no_kl(lm):
 
 
 def test_the_drift_is_the_divergence_of_before_from_after(lm):
-    """KL(before || after) in nats a token by hand, text by text, and not KL(after || before)."""
+    """KL(before || after) in nats per token by hand, text by text, and not KL(after || before)."""
     artefact = replace(METHOD, layer=2, steps=10, kl_weight=0.0).fit(lm.model, lm.tokenizer, DATA)
 
     def rows():
