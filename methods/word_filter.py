@@ -33,7 +33,8 @@ class WordFilter(Method):
     split into tokens, whether a space comes before it, whether it is in capitals or small letters, or whether the
     prompt began it. A longer word that contains a listed one is not affected, unless the tokenizer writes it as the
     listed word and an ending: before the ending is drawn, the two are the same. A letter that the tokenizer writes by
-    several tokens, as bytes, belongs to no word.
+    several tokens, as bytes, belongs to no word. It cannot be exported: the `bad_words_ids` of transformers forbid
+    sequences of tokens wherever they occur, so in longer words too, and know no strength.
 
     words: a UTF-8 file with a word in each line. If it is None, the words are learnt from the pairs: for every word w
     that occurs in the continuations of at least `min_texts` undesired texts,

@@ -682,7 +682,7 @@ CLAIMS = [
           lambda: [16, 0.2, 100 * of_row(TOPICS, WEDDINGS, method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
-    Claim(RESULTS, "and at {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
+    Claim(RESULTS, "and with {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
     Claim(RESULTS, "At depth {} and coefficients 1 and 4, the perplexity of ten of them falls significantly, from {} "
           "to {} and {}, but that of {} others falls as well, from {} to {} and {} (", "act_add_topics",
           lambda: [0.4, *fluent(ON_TOPIC), of_row(TOPICS, OFF_TOPIC, "n"), *fluent(OFF_TOPIC)]),

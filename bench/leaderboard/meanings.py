@@ -16,7 +16,7 @@ MEANINGS = {
     r"mean_words": "mean number of words of a text",
     r"self_bleu": "how much of a text is in the texts of other prompts",
     r"accuracy": "share of questions answered correctly",
-    r"accuracy_norm": "share answered correctly, with each answer's log-probability divided by its length in characters",
+    r"accuracy_norm": "share answered correctly, each answer's log-probability divided by its number of characters",
     r"refusal_rate": "share of requests that are refused",
     r"mean_sentiment": "mean sentiment of all texts; 0 negative, 0.5 neutral, 1 positive",
     r"negative_share": "share of texts with negative sentiment",
