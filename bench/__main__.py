@@ -85,7 +85,7 @@ class Sweep:
         typed = [*(["-m"] if multirun else []), *overrides]
         overrides, printed = command_line.without_cfg(command_line.with_results(overrides))
         overrides, launcher = launch_arguments.split(overrides)
-        if printed is None and (known := finished.known(overrides, multirun)) is not None:
+        if printed is None and not launcher and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
             console.print(all_cached(cells))
             _show(self.results)
@@ -108,8 +108,10 @@ class Sweep:
             network.forbid()
         alone = [command_line.alone(command.called("run"), job) for job in jobs] if len(jobs) > 1 else [""]
         if any(cfg.runtime.get("dry_run") for cfg in configs):
-            from bench.run import dry_run
+            from bench.run import dry_run, launch
 
+            if launcher:
+                launch.check(configs, launcher)
             tell(failures := dry_run.show(configs))
             return exit_code(failures)
         if launcher:

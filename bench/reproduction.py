@@ -63,12 +63,10 @@ class Reproduction(NamedTuple):
 
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
-    known = folders.groups()["experiment"]
-    having = [
-        name for name in asked or filter(may_be_published, known) if compose.cell([f"experiment={name}"])[1].published
-    ]
-    if len(having) < len(asked):
-        without = ", ".join(name for name in asked if name not in having)
+    names = list(dict.fromkeys(asked)) or list(filter(may_be_published, folders.groups()["experiment"]))
+    having = [name for name in names if compose.cell([f"experiment={name}"])[1].published]
+    if asked and len(having) < len(names):
+        without = ", ".join(name for name in names if name not in having)
         raise SetupError(f"{without}: no published figure to compare with; give no name to compare all that have one")
     return having
 

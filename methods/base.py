@@ -312,6 +312,8 @@ def load(path: Path) -> Artefact:
     with reading(lambda error: SetupError(f"{path} is not a safetensors file ({error}); delete it and fit again")):
         artefact = {name: tensor.clone() for name, tensor in load_file(path).items()}
     for name, tensor in artefact.items():
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            raise SetupError(f"{path}: {name} is stored as {tensor.dtype}; expected at least 16 bits")
         if not torch.isfinite(tensor).all():
             raise SetupError(f"{path}: {name} has entries that are not finite; delete it and fit again")
     return artefact

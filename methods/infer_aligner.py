@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import directions, layout, options, vectors
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
@@ -117,7 +117,7 @@ class InferAligner(Method):
         biases = begins + self.open_at * (ends - begins)
         towards = detectors
         if self.aligned is not None:
-            other = self._other(self.aligned, model)
+            other = self._other(self.aligned, model, tokenizer)
             towards = _unit(*_features(other, texts, layers), layers, "the aligned model")
         found = vectors.kept(
             layers,
@@ -139,7 +139,7 @@ class InferAligner(Method):
             **separation_facts(desired, undesired),
         }
 
-    def _other(self, aligned: str, model: PreTrainedModel) -> PreTrainedModel:
+    def _other(self, aligned: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """Return the aligned model. Raises SetupError if it is not on disk, or has another shape or vocabulary."""
         revision = self.aligned_revision or "main"
         if not Path(aligned).is_dir() and not _is_downloaded(aligned, revision):
@@ -177,6 +177,7 @@ class InferAligner(Method):
                 f"method.aligned={aligned} has embeddings of {rows} tokens, and the model has {own}, so the two may "
                 "read different tokens; give an aligned model with the same tokenizer, of equally many tokens"
             )
+        _check_tokenizer(aligned, revision, tokenizer)
         return other
 
     @contextmanager
@@ -206,6 +207,21 @@ def _is_downloaded(name: str, revision: str) -> bool:
         return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     except HFValidationError:  # such as a path
         return False
+
+
+def _check_tokenizer(aligned: str, revision: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises SetupError if the aligned model has another tokenizer. Without tokenizer files nothing is checked."""
+    auto: Any = AutoTokenizer
+    try:
+        theirs = auto.from_pretrained(aligned, revision=revision, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        return
+    own, other = tokenizer.get_vocab(), theirs.get_vocab()
+    if differing := sum(other.get(token) != number for token, number in own.items()):
+        raise SetupError(
+            f"method.aligned={aligned} has another tokenizer: {differing} of the model's {len(own)} tokens are absent "
+            "or have other numbers there, so it would read other texts; give an aligned model with the same tokenizer"
+        )
 
 
 def _features(model: PreTrainedModel, texts: EncodedPairs, layers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,23 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
         raise SetupError(f"model.layout.fused={given['fused']!r}: allowed are {', '.join(get_args(Fused))}, null")
     _layouts[model] = _declared(model, given)
     if "fused" in given:
-        _orders[model] = given["fused"]
+        _orders[model] = _checked_order(model, given["fused"])
+
+
+def _checked_order(model: PreTrainedModel, order: Fused) -> Fused:
+    """Return the declared order of q, k and v in one matrix, if running one token does not show another.
+
+    A model on torch's meta device has no weights that could show it.
+    """
+    if next(model.parameters()).is_meta or not _layouts[model].v:
+        return order
+    shown = layout_search.order_of(model, _layouts[model])
+    if shown not in (order, None):
+        raise SetupError(
+            f"model.layout.fused={order}: the values that block 0 caches show that it is {shown}; leave "
+            "model.layout.fused out, or correct it"
+        )
+    return order
 
 
 def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
@@ -117,7 +133,11 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
             f"model.layout.blocks={name}: this is a {type(listed).__name__}; expected a ModuleList of blocks"
         )
     if "norm" in given:
-        _submodule(model, "norm", given["norm"])
+        weight = getattr(_submodule(model, "norm", given["norm"]), "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() != 1:
+            raise SetupError(
+                f"model.layout.norm={given['norm']}: this module has a matrix; expected the norm before the unembedding"
+            )
     norm = given.get("norm", layout_search.final_norm(model, name))
     found = layout_search.of_blocks(name, norm, listed, width(model))._asdict()
     for field in Layout._fields[2:]:
@@ -132,7 +152,26 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
             if not any(resolved(block, one) for block in listed):
                 there = ", ".join(each.name for each in layout_search.projections(listed[0]))
                 raise SetupError(f"model.layout.{field}={one}: no block has a matrix of that name; block 0 has {there}")
+            _check_width(model, listed, field, one)
     return Layout(**found)
+
+
+def _check_width(model: PreTrainedModel, listed: nn.ModuleList, field: str, name: str) -> None:
+    """Raises SetupError if a matrix cannot have the declared role, since it does not read or write the stream's width.
+
+    Experts are stored in either order, so they are not checked.
+    """
+    stream, writes = width(model), field in ("value", "o")
+    for one in layout_search.projections(listed[0]):
+        if one.name != layout_search.starred(name) or one.experts:
+            continue
+        size = one.outputs if writes else one.inputs
+        if size != stream:
+            raise SetupError(
+                f"model.layout.{field}={name}: this matrix has {one.inputs} inputs and {one.outputs} outputs, but one "
+                f"that {'writes' if writes else 'reads'} the residual stream has {stream} "
+                f"{'outputs' if writes else 'inputs'}"
+            )
 
 
 def _submodule(model: PreTrainedModel, field: str, name: str) -> nn.Module:

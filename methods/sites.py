@@ -109,6 +109,8 @@ def heads(model: PreTrainedModel, layer: int) -> Heads:
     module = _matrix_module(model, layer, "attention")
     inputs = layout.stream_rows(model, layer, "o").parts[0].read().shape[0]
     config = model.config.get_text_config()
+    if getattr(config, "is_heterogeneous", False):  # blocks differ (Gemma 4)
+        config = config.per_layer_config[layer]
     count = int(config.num_attention_heads)
     size = getattr(config, "head_dim", None) or inputs // count
     if count * size != inputs:

@@ -7,7 +7,7 @@ continuation.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -73,7 +73,7 @@ def split(
 
 def longest_text(model: PreTrainedModel) -> int | None:
     """Return how many tokens the model was made to read at most; None if its config names no limit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
 
@@ -131,7 +131,13 @@ def _limit(model: PreTrainedModel, max_tokens: int | None) -> int | None:
 
 def _some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Text]:
     """Return the texts, with the end-of-text token in place of an empty one, since a model needs a token."""
-    return [text if text.tokens else Text([int(tokenizer.eos_token_id)], 0) for text in texts]  # type: ignore[arg-type]
+    end: Any = tokenizer.eos_token_id
+    if end is None and not all(text.tokens for text in texts):
+        raise SetupError(
+            "a training text is empty, and the tokenizer has no end-of-text token to read in its place; leave out "
+            "empty texts, or give the tokenizer an eos_token"
+        )
+    return [text if text.tokens else Text([int(end)], 0) for text in texts]
 
 
 def _cut(texts: Sequence[Text], limit: int | None) -> list[Text]:

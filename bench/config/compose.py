@@ -226,6 +226,8 @@ def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
     given = [one.value() for one in parsed if one.key_or_group == NAMED]
     found = []
     for place in given[-1] if given and isinstance(given[-1], list) else given[-1:]:
+        if not str(place or "").strip():
+            raise SetupError(f"{NAMED}= has no value; write {NAMED}=[FOLDER], laid out as conf/ is, or leave it out")
         path = Path(str(place).removeprefix("file://"))
         if not path.is_dir():
             raise SetupError(f"{NAMED}={place}: no such folder; write {NAMED}=[FOLDER], laid out as conf/ is")

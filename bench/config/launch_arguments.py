@@ -29,8 +29,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise SetupError(SWEEPER)
         if key not in ("launcher", "hydra/sweeper") and not any(key == k or key.startswith(f"{k}.") for k in HONOURED):
             raise SetupError(f"{one.input_line}: only these options of Hydra work: {', '.join((NAMED, *HONOURED))}")
-        if one.is_sweep_override():
+        if one.is_sweep_override() or key in ("launcher", "hydra/launcher") and not isinstance(one.value(), str | None):
             raise SetupError(f"{one.input_line}: one launcher runs the whole sweep; name one")
+        if told := _of_launcher(one):
+            raise SetupError(f"{one.input_line}: {told}")
     named = [one for _, one in parsed if one.key_or_group in ("launcher", "hydra/launcher")]
     if len(named) > 1:
         raise SetupError(f"two launchers are named, {named[0].input_line} and {named[1].input_line}; name one")
@@ -40,6 +42,20 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if one.key_or_group.startswith("hydra."):
             raise SetupError(f"{argument} needs a launcher, but none is named; add launcher=joblib, or leave it out")
     return own, []
+
+
+def _of_launcher(one: Override) -> str | None:
+    """Return what is wrong with an option of the launcher, if Hydra would not say it; else None."""
+    key, value = one.key_or_group, one.value()
+    if key in ("hydra.launcher", "hydra.launcher._target_"):
+        return "name the launcher by launcher=joblib|submitit_local|slurm|ray, and its options one by one"
+    if key.startswith("hydra.launcher.") and (one.is_add() or one.is_force_add() or one.is_delete()):
+        return "an option of the launcher is set without + or ~, so that a name which it does not have is refused"
+    if key == "hydra.launcher.backend" and value not in (None, "loky"):
+        return "Hydra's joblib launcher only works with backend=loky; leave it out"
+    if key in ("hydra.sweep.dir", "hydra.sweep.subdir") and value in (None, ""):
+        return "expected a folder; leave it out for the default"
+    return None
 
 
 def _hydras(argument: str) -> list[Override]:

@@ -6,6 +6,7 @@ the parent, which reports the error.
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from bench.console import stopping
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 Made = TypeVar("Made")
 
 
@@ -33,15 +35,17 @@ class Later(Generic[Made]):
         except OSError:  # too many open files
             self._found.append(work())
             return
-        self._child = context.Process(target=_send, args=(work, other), daemon=True)
-        try:
+        self._child = context.Process(target=_send, args=(work, other, self._end), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the exception of one that comes during a fork
+        try:  # would be raised where Python ignores it
             self._child.start()
         except OSError:  # too many processes, or too little memory for one more
             self._end.close()
             self._found.append(work())
         finally:
             other.close()
-        stopping.check()  # a signal that comes during a fork raises its exception where Python ignores it
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        stopping.check()
 
     def result(self) -> Made:
         """Return what the work made."""
@@ -82,8 +86,13 @@ def spare() -> int:
     return min(cpus, 4) if cpus > 1 else 0
 
 
-def _send(work: Callable[[], Any], end: Connection) -> None:
-    """Do the work in a child and send its result; if it fails, end without one."""
+def _send(work: Callable[[], Any], end: Connection, others: Connection) -> None:
+    """Do the work in a child and send its result; if it fails, end without one.
+
+    others: the parent's end. If the child kept it open, it would wait for ever to send to a parent that was killed.
+    """
+    others.close()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         end.send(work())
     except Exception:  # the parent does it again and reports the error

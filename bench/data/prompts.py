@@ -106,7 +106,10 @@ def _shuffled(path: str, seed: int, sha256: str) -> tuple[Prompt, ...]:
         one = row["prompt"]
         toxicity = one.get("toxicity", "") if isinstance(one, dict) else ""
         if not isinstance(toxicity, float | int | None) or not isinstance(one.get("text"), str):
-            raise file.bad(number, "prompt is not {text: ..., toxicity: ...}, as in RealToxicityPrompts")
+            raise SetupError(
+                f'{path}, line {number}: expected {{"prompt": {{"text": "...", "toxicity": 0.1}}}}, as in the files of '
+                "RealToxicityPrompts; further fields may follow"
+            )
         if toxicity is not None:
             texts.append(one["text"])
     random.Random(seed).shuffle(texts)
@@ -114,4 +117,6 @@ def _shuffled(path: str, seed: int, sha256: str) -> tuple[Prompt, ...]:
     for found in map(prompt, texts):
         if found.text.strip():
             by_id.setdefault(found.id, found)
+    if not by_id:
+        raise SetupError(f"{path}: no line has a prompt with a text and a toxicity; give a file that has some")
     return tuple(by_id.values())

@@ -20,7 +20,7 @@ def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """
     text = config.get_text_config()
     own = getattr(text, LENGTHS[0], None)
-    if own:
+    if own and own > 0:  # XLNet has -1
         return int(own)
     said = [tokenizer.model_max_length, *(getattr(text, name, None) for name in LENGTHS[1:])]
     return next((int(one) for one in said if one and one <= NO_LIMIT), NO_LIMIT)

@@ -1,5 +1,6 @@
 """How texts are decoded, and what a sampled text is."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -8,6 +9,7 @@ from methods.errors import SetupError
 from methods.later import is_later, later
 
 MOST = 100  # the largest penalty, so that no logit becomes infinite
+COLDEST = 1e-6  # the lowest temperature besides 0; a logit divided by less could become infinite
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,11 @@ class Sampling:
         """Raises SetupError for a setting outside its range."""
         if not 0 < self.top_p <= 1:
             raise SetupError(f"sampling.top_p={self.top_p} is outside (0, 1]; 0.9 is RealToxicityPrompts' nucleus")
-        if self.temperature < 0:
-            raise SetupError(f"sampling.temperature={self.temperature} is negative; 0 is greedy, 1 the model's own")
+        if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):
+            raise SetupError(
+                f"sampling.temperature={self.temperature}: expected 0, which is greedy, or a number from {COLDEST} on; "
+                "1 is the model's own"
+            )
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise SetupError("sampling.max_new_tokens and runtime.batch_size must be at least 1")
         if self.stop == "":

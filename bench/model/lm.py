@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.data.sources import default_cache
-from bench.model import devices, kv_cache
+from bench.model import devices, kv_cache, padding
 from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
 from bench.model.memory import Memory
@@ -43,6 +43,8 @@ from methods.broken import reading
 from methods.decoding import Step
 from methods.errors import SetupError
 from methods.intervention import Positions, at
+
+UNSTEERED = "0 (unsteered)"
 
 
 class NotFiniteError(SetupError):
@@ -97,7 +99,7 @@ class LM:
     store: GenerationStore | None = None
     steering: Steering = Steering()
     steering_identity: dict[str, Any] | None = None  # None: unsteered
-    steered_by: str = "0 (unsteered)"  # strength and method, as errors name them
+    steered_by: str = UNSTEERED  # strength and method, as errors name them
     unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside blocks, but not in the model
     unverified: tuple[str, ...] = ()  # folders that the model was read from without a digest to check by
     memory: Memory = field(default_factory=Memory, compare=False, repr=False)  # what its batches have shown
@@ -119,7 +121,19 @@ class LM:
     def encode(self, prompt: str) -> list[int]:
         """Return token ids of a prompt: steering prefix, chat template and BOS included; never an empty list."""
         ids = list(self.tokenizer(self._worded(prompt), add_special_tokens=not self.chat).input_ids)
+        self._check_known(ids)
         return ids or [self.end_of_text]
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        """Raises SetupError for a token that the tokenizer has, and the model has not."""
+        embeddings: Any = self.model.get_input_embeddings()
+        rows = int(embeddings.weight.shape[0])
+        if unknown := [one for one in ids if one >= rows]:
+            raise SetupError(
+                f"a text holds {self.tokenizer.convert_ids_to_tokens(unknown[0])!r}, token {unknown[0]} of the "
+                f"tokenizer, but the model has embeddings of {rows} tokens; give the tokenizer of this model, or leave "
+                "such texts out"
+            )
 
     def encode_pairs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Request]:
         """Return each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
@@ -133,6 +147,8 @@ class LM:
 
     def requests(self, texts: Sequence[tokens.Text]) -> list[Request]:
         """Return texts as requests, with an end-of-text token in place of an empty context or continuation."""
+        for text in texts:
+            self._check_known(text.tokens)
         return [
             Request(text.tokens[: text.prompt] or [self.end_of_text], text.continuation or [self.closing_token])
             for text in texts
@@ -245,6 +261,12 @@ class LM:
         if strength == 0:
             yield self
             return
+        if self.steered_by != UNSTEERED:
+            raise SetupError(
+                f"this model is steered already, at strength {self.steered_by}; to apply several methods, put them "
+                "into one (`methods.Stack`), and steer the unsteered model by it"
+            )
+        padding.needs_no_gaps(self.model)  # is found out and kept before there are hooks
         named, ended = f"{strength:g} of {method.name}", list[bool]()
         with method.apply(self.model, artefact, strength) as steering:
             if self.chat and steering.prefix:
@@ -331,6 +353,7 @@ def load_lm(
     if device != devices.AUTO:
         model.to(device)
     model.eval()
+    padding.check_padding(model)
     own = placement.input_device(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

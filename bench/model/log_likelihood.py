@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.model import batches as in_batches
-from bench.model import devices, kv_cache, memory
+from bench.model import devices, memory, padding
 from bench.model.lm import LM, NotFiniteError, Request
 from bench.model.rows import Rows, branch
 from bench.model.sampling import prefill
@@ -230,7 +230,7 @@ class _Beginning:
 def _chunks(lm: LM, contexts: list[_Tokens], limits: Limits) -> Iterator[tuple[_Beginning, list[list[_Tokens]]]]:
     """Yield chunks: batches of contexts with one beginning, short ones first, whose continuations share batches."""
     most = max(1, min(lm.sampling.batch_size, limits.logits // lm.model.config.get_text_config().vocab_size))
-    windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
+    windowed = padding.needs_no_gaps(lm.model)
     limit = 0 if windowed else min(CHUNK_FORWARDS * limits.tokens, limits.columns)
     for group in alike(contexts):
         ordered = _ordered(group.contexts)
@@ -241,7 +241,7 @@ def _chunks(lm: LM, contexts: list[_Tokens], limits: Limits) -> Iterator[tuple[_
 
         chunk: list[list[_Tokens]] = []
         rows = columns = 0
-        even = group.shared and windowed  # a sliding window counts padding between beginning and text as text
+        even = group.shared and windowed  # padding between beginning and text would be counted as text
         for several in _of_equal_length(ordered) if even else [ordered]:
             lengths = [len(context) for context in several]
             for batch in _packed([length - group.shared for length in lengths], fits, ENOUGH * limits.tokens):

@@ -64,7 +64,7 @@ class Memory:
 def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
     """Return the bytes of one column of one row in the KV cache; a sliding window counts as full attention."""
     text: Any = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = _largest(text, "num_key_value_heads") or _largest(text, "num_attention_heads")
     if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):  # as Falcon has it
         heads = 1
     keys = values = _head_size(text)
@@ -74,7 +74,17 @@ def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
 
 
 def _head_size(text: Any) -> int:
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    return int(_largest(text, "head_dim") or text.hidden_size // text.num_attention_heads)
+
+
+def _largest(text: Any, name: str) -> int:
+    """Return the value of a field of the config, the largest if blocks differ in it; 0 if there is none."""
+    try:
+        value = getattr(text, name, None)
+    except RuntimeError:  # transformers refuses to read a field that differs between blocks (Gemma 4)
+        value = [getattr(one, name, None) for one in text.per_layer_config]
+    several = value if isinstance(value, list | tuple) else [value]
+    return max([int(one) for one in several if one], default=0)
 
 
 def estimate(
@@ -123,7 +133,7 @@ def _forward_bytes(model: PreTrainedModel, rows: int, width: int) -> int:
     """Return the bytes of a forward's intermediate results for (rows, width) tokens, in the block that takes most."""
     config: Any = model.config.get_text_config()
     itemsize, heads = model.dtype.itemsize, config.num_attention_heads
-    mlp = max([getattr(config, name, None) or 0 for name in WIDTHS]) or 4 * config.hidden_size
+    mlp = max(_largest(config, name) for name in WIDTHS) or 4 * config.hidden_size
     experts = getattr(config, "num_experts_per_tok", None) or 1
     a_token = 6 * config.hidden_size + 4 * heads * _head_size(config) + 3 * mlp * experts
     eager = getattr(config, "_attn_implementation", None) == "eager"

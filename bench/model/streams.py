@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.model import kv_cache
+from bench.model import padding
 from bench.model.rows import Rows, branch
 from methods import layout
 from methods.errors import SetupError
@@ -66,10 +66,10 @@ class Readings:
 
     def ahead(self, tokens: Tensor) -> Tensor:
         """Return (B, K, N, D) final states; see `methods.decoding.Streams.ahead`."""
-        if not kv_cache.keeps_all(self.rows.cache):
+        if padding.needs_no_gaps(self.model):
             raise SetupError(
-                f"{self.model.config.model_type} has a sliding window, from which a token cannot be tried and taken "
-                "back; choose another method"
+                f"{self.model.config.model_type} has a sliding window, or attention that counts columns, so a token "
+                "cannot be tried and taken back; choose another method"
             )
         rows, columns, count = tokens.shape
         flat = tokens.reshape(-1, 1)  # (B * K * N, 1)

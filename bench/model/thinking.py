@@ -71,6 +71,7 @@ def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> t
     if switch is not None:
         _set(tokenizer, switch, mode != "off")
     prompt, tags = _prompt(tokenizer), _tags(tokenizer)
+    tags = tags or next((pair for pair in TAGS if prompt.rstrip().endswith(pair[0])), None)
     opened = tags is not None and prompt.rstrip().endswith(tags[0])
     _check(tokenizer, mode, switch, tags, opened)
     hashed = {"thinking": "off" if mode == "off" else "on"} if prompt != before else {}

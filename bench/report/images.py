@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bench.console.children import Children, Later
 from bench.leaderboard.frame import Table
 from bench.plots import style
-from bench.plots.draw import KINDS, Kind, Source, advised, count, pages
+from bench.plots.draw import KINDS, Kind, Source, count, pages
 
 PAGES = 4  # of one figure at most
 
@@ -56,14 +56,14 @@ def begin(results: Path, found: Sequence[Table], children: Children) -> list[Beg
     ]
 
 
-def figures(begun: Sequence[Begun], results: Path, found: Sequence[Table]) -> Figures:
+def figures(begun: Sequence[Begun], found: Sequence[Table]) -> Figures:
     """Return the figures, when all are drawn, by the tables that they show."""
     drawn = Figures({table.number: [] for table in found}, [], {})
     why: dict[str, str] = {}
     for name, end, later in begun:
         about, uris, nothing = later.result()
         if nothing is not None:
-            why.setdefault(name, advised(nothing, results))
+            why.setdefault(name, nothing)
             continue
         number = re.fullmatch(r"-(\d+)", end)
         place = drawn.of_tables[int(number.group(1)) if number else 1]

@@ -57,7 +57,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
     shown = [section(table, runs, store, prompts, samples) for table in found]
     if prompts and samples:
         skipped = [*skipped, *store.skipped]
-    drawn = images.figures(begun, results, found)
+    drawn = images.figures(begun, found)
     html = render(shown, drawn, skipped, len(records))
     path = results / "report.html"
     try:

@@ -59,11 +59,10 @@ def run(
     cells, failures = ready(configs, Session(), alone)
     asked = [Asked(place, overrides[id(one.cfg)], one, stages) for place, (one, stages) in enumerate(cells)]
     todo = [one for one in asked if one.stages]
-    if not todo:
-        return failures
     size = int(configs[0].runtime.cells_per_job)
-    settings = [f"runtime.threads={threads}"] if threads else []
-    with launcher_of(hydra, settings, job.run, results / "runs" / "launched") as launcher:
+    with launcher_of(hydra, _settings(threads), job.run, results / "runs" / "launched") as launcher:
+        if not todo:
+            return failures
         labels = [(one.cell.label(), not one.stages) for one in asked]
         log = Log.begin(results / "runs", command, labels, launcher.name)
         gpus = _gpus(configs) if launcher.shares_a_machine else []
@@ -79,6 +78,16 @@ def run(
                 found = _launched(launcher, made, log)
             failures += found if stage == "cells" else []  # a cell computes what it lacks, or fails itself
     return failures
+
+
+def check(configs: Sequence[DictConfig], hydra: Sequence[str]) -> None:
+    """Raises SetupError for a launcher that could not launch these cells."""
+    with launcher_of(hydra, _settings(_threads(configs)), job.run, Path(configs[0].runtime.results) / "runs"):
+        pass
+
+
+def _settings(threads: int | None) -> list[str]:
+    return [f"runtime.threads={threads}"] if threads else []
 
 
 WAVES: dict[Stage, str] = {"shared": "what cells share", "fits": "a fit each", "cells": "cells"}

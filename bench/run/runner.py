@@ -191,6 +191,8 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
     method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
     fit, data, fit_id, seed = None, None, None, None
     settings: Any = OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True)
+    if isinstance(settings.get("path"), str):  # its sha256 is among the sources
+        settings["path"] = Path(settings["path"]).name
     if strength != 0:
         method = identity.method_identity(cell.method) | {"family": cell.method.family}
         method["strength_unit"] = cell.method.strength_unit

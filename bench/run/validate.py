@@ -331,7 +331,15 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
 
 
 def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
-    """Yield what is wrong with `tuning.options`; at least one method of the command has to have each option."""
+    """Yield what is wrong with the cells of one command together.
+
+    They have one results folder, and are run or only listed together. At least one method of the command has to have
+    each of `tuning.options`.
+    """
+    for key in ("results", "dry_run", "cells_per_job"):
+        given = sorted({str(cfg.runtime.get(key)) for cfg in cells})
+        if len(given) > 1:
+            yield f"runtime.{key} has several values in one command ({', '.join(given)}); give one, or run two commands"
     methods = {str(cfg.method[TARGET]): cfg.method for cfg in cells}
     asked = {str(name): list(values) for cfg in cells for name, values in (cfg.tuning.options or {}).items()}
     having = {

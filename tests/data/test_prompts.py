@@ -173,7 +173,9 @@ def test_a_prompt_that_occurs_twice_keeps_its_first_place(tmp_path):
 )  # fmt: skip
 def test_a_file_of_another_form_is_refused_by_its_line(row, tmp_path):
     path = write(tmp_path / "other.jsonl", [{"prompt": {"text": "a", "toxicity": 0.1}}, row])
-    with pytest.raises(SetupError, match=r"other\.jsonl, line 2: (prompt is not|prompt is missing)"):
+    with pytest.raises(SetupError, match=r"other\.jsonl, line 2: (expected .*toxicity|prompt is missing)"):
         shuffled_prompts(path, 42)
+    with pytest.raises(SetupError, match="no line has a prompt with a text and a toxicity"):
+        shuffled_prompts(write(tmp_path / "blank.jsonl", [{"prompt": {"text": " ", "toxicity": 0.1}}]), 42)
     with pytest.raises(SetupError, match="No such file"):
         shuffled_prompts(str(tmp_path / "none.jsonl"), 42)

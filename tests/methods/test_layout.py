@@ -213,13 +213,27 @@ def test_what_one_of_several_mlps_leaves_open_is_open_for_all():
         layout.stream_rows(model, 3, "down")
 
 
-def test_a_declared_order_of_q_k_and_v_is_taken_as_it_is():
+def test_a_declared_order_of_q_k_and_v_must_not_be_another_than_shown():
     model = tiny_model("gpt_neox")
     rows = layout.stream_rows(model, 0, "v").read()
-    layout.declare(model, {"fused": "stacked"})
-    assert not torch.equal(layout.stream_rows(model, 0, "v").read(), rows)
-    layout.declare(model, None)
+    with pytest.raises(SetupError, match=r"fused=stacked: the values that block 0 caches show that it is groups"):
+        layout.declare(model, {"fused": "stacked"})
+    layout.declare(model, {"fused": "groups"})
     assert torch.equal(layout.stream_rows(model, 0, "v").read(), rows)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"value": "mlp.gate_proj"}, "writes the residual stream has 36 outputs"),
+        ({"gate": "mlp.down_proj"}, "36 inputs"),
+        ({"norm": "lm_head"}, "this module has a matrix"),
+        ({"norm": "model.embed_tokens"}, "this module has a matrix"),
+    ],
+)
+def test_a_matrix_of_another_width_cannot_be_declared(parts, told):
+    with pytest.raises(SetupError, match=told):
+        layout.declare(tiny_model(), parts)
 
 
 def test_two_lists_of_like_blocks_are_not_guessed_between():

@@ -8,6 +8,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from bench.model import padding
 from bench.model.decoding import Sampling
 from bench.model.lm import Request
 from bench.model.lm_eval_adapter import SteeredLM
@@ -162,6 +163,7 @@ def test_each_context_is_read_once():
 def test_continuations_of_several_contexts_share_a_forward(monkeypatch):
     monkeypatch.setattr("bench.model.log_likelihood.ENOUGH", 0)
     lm = tiny_lm()
+    padding.needs_no_gaps(lm.model)  # is found out by some forwards, once for a model
     shapes = []
     lm.model.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -173,6 +175,7 @@ def test_continuations_of_several_contexts_share_a_forward(monkeypatch):
 
 def test_single_token_answers_need_one_forward():
     lm = tiny_lm()
+    padding.needs_no_gaps(lm.model)
     calls = []
     lm.model.register_forward_pre_hook(lambda *_: calls.append(1))
     likelihoods(lm, [Request([1, 50, 60], [token]) for token in range(40, 80)])

@@ -229,9 +229,9 @@ def test_steering_that_reads_more_gets_fewer_rows(kind, monkeypatch):
         assert max(count for count, width in rows if width == 1) < 16 or kind == "sasa"  # which tries a few at a time
         free(monkeypatch, 30_000_000)
         assert 1 < limits_of(steered).columns
-    fresh = replace(lm, memory=memory.Memory())
-    assert limits_of(steered).columns < limits_of(fresh).columns
-    assert len(likelihoods(steered, requests)) == len(PROMPTS)
+        fresh = replace(lm, memory=memory.Memory())
+        assert limits_of(steered).columns < limits_of(fresh).columns
+        assert len(likelihoods(steered, requests)) == len(PROMPTS)
 
 
 def test_a_large_batch_is_told_before_it_is_computed(monkeypatch, capsys):

@@ -59,7 +59,7 @@ def test_partial_candidates_change_nothing(monkeypatch, top_p):
     keys = torch.from_numpy(stream(0, "x", 0, 64))
     partial = draw(logits, keys, 0.7, top_p)
     monkeypatch.setattr("bench.model.nucleus.CANDIDATES", ())
-    monkeypatch.setattr("bench.model.nucleus.FLOORS", ())
+    monkeypatch.setattr("bench.model.nucleus.FLOORS", (2.0,))  # no token has a higher probability
     assert torch.equal(partial, draw(logits, keys, 0.7, top_p))
 
 
