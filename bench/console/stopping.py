@@ -151,8 +151,11 @@ def _in_child() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+_masks = list[set[signal.Signals]]()
+"""What was blocked before a fork that is going on; code that forks may block signals longer (`bench.console.children`)."""
+
 os.register_at_fork(
-    before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS),
-    after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
+    before=lambda: _masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))),  # type: ignore[arg-type]
+    after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop()),
     after_in_child=_in_child,
 )

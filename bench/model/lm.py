@@ -45,6 +45,8 @@ from methods.errors import SetupError
 from methods.intervention import Positions, at
 
 UNSTEERED = "0 (unsteered)"
+_within: "weakref.WeakKeyDictionary[PreTrainedModel, LM]" = weakref.WeakKeyDictionary()
+"""The LM that steers a model now; any other LM of the model is not what it says."""
 
 
 class NotFiniteError(SetupError):
@@ -224,6 +226,12 @@ class LM:
                 f"this model was steered at strength {self.steered_by} inside a `with` that has ended, so it is only "
                 "partly steered now; sample and score inside `with lm.steered(...) as steered:`"
             )
+        steered = _within.get(self.model)
+        if steered is not None and steered.ended is not self.ended:
+            raise SetupError(
+                f"the model is steered now, at strength {steered.steered_by}, and this is the LM that is named "
+                f"{self.steered_by}; use the LM that `with lm.steered(...)` gives, or use this one after the `with`"
+            )
         position = rows.append(ids, real)  # (B, T)
         cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)
         with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt, rows.noted)):
@@ -271,10 +279,14 @@ class LM:
         with method.apply(self.model, artefact, strength) as steering:
             if self.chat and steering.prefix:
                 check_template(self.tokenizer, steering.prefix)
+            found = replace(self, steering=steering, steering_identity=identity, steered_by=named, ended=ended)
+            if getattr(method, "family", None) not in ("prompt", "decoding"):  # which leave the model as it is
+                _within[self.model] = found
             try:
-                yield replace(self, steering=steering, steering_identity=identity, steered_by=named, ended=ended)
+                yield found
             finally:
                 ended.append(True)
+                _within.pop(self.model, None)
 
 
 def _kept(keep: int | Tensor) -> slice | Tensor:

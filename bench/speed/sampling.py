@@ -106,10 +106,20 @@ def matrices(lm: LM, prompts: int) -> Work:
     return products(lm, forwards)
 
 
-@contextmanager
-def steered(lm: LM, method: Method) -> Iterator[LM]:
-    """Yield the model, steered by a method that learns from a few neutral sentences."""
-    pairs = Pairs(list(PROMPTS), [f" {good}" for good, _ in ENDINGS], [f" {bad}" for _, bad in ENDINGS])
-    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
-    with lm.steered(method, artefact, method.strengths[0]) as found:
-        yield found
+class Steered:
+    """`ours`, steered by a method that learns from a few neutral sentences. Call it only inside `on`."""
+
+    def __init__(self, lm: LM, method: Method, prompts: int) -> None:
+        pairs = Pairs(list(PROMPTS), [f" {good}" for good, _ in ENDINGS], [f" {bad}" for _, bad in ENDINGS])
+        self.lm, self.method, self.prompts = lm, method, prompts
+        self.artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Steer the model inside the `with`."""
+        with self.lm.steered(self.method, self.artefact, self.method.strengths[0]) as self.steered:
+            yield
+
+    def __call__(self) -> None:
+        """Sample all prompts once."""
+        ours(self.steered, self.prompts)()

@@ -104,9 +104,8 @@ def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> It
             told = f"{work.made[0]} tokens there, for equal tokens"
             yield Row(title, name, tokens, size.slow_rounds, compared(taken["ours"], equal), goal, told)
         for method in methods:
-            with sampling.steered(lm, method) as steered:
-                works = {"steered": sampling.ours(steered, size.prompts)}
-                taken = in_turns(works | {"unsteered": ours}, size.rounds)
+            steered = sampling.Steered(lm, method, size.prompts)
+            taken = in_turns({"steered": steered, "unsteered": ours}, size.rounds, inside={"steered": steered.on})
             found = compared(taken["steered"], taken["unsteered"])
             goal = 1.0 if method.family == "weights" else 1 / 1.02
             yield Row(f"{title}, steered by {method.title}", "unsteered", tokens, size.rounds, found, goal)

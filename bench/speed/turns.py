@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from scipy.stats import t
@@ -12,6 +13,7 @@ from bench.records import unfinished
 from methods.progress import advance, listening
 
 Work = Callable[[], object]
+Inside = Callable[[], AbstractContextManager[object]]
 
 
 class Compared(NamedTuple):
@@ -28,15 +30,22 @@ class Compared(NamedTuple):
     high: float | None
 
 
-def in_turns(works: Mapping[str, Work], rounds: int, tokens: float = 1.0) -> dict[str, list[float]]:
+def in_turns(
+    works: Mapping[str, Work], rounds: int, tokens: float = 1.0, inside: Mapping[str, Inside] | None = None
+) -> dict[str, list[float]]:
     """Return the seconds that each function takes in each round; every second round runs them in reverse order.
 
-    tokens: what each function counts in the progress bar.
+    tokens: what each function counts in the progress bar. inside: the context in which a function is called; entering
+    and leaving it is not timed.
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name in list(works)[:: -1 if number % 2 else 1]:
-            with listening(None), unfinished.keeping(None):  # what is timed has to be computed
+            with (
+                (inside or {}).get(name, nullcontext)(),
+                listening(None),
+                unfinished.keeping(None),
+            ):  # what is timed has to be computed
                 start = time.perf_counter()
                 works[name]()
                 taken[name].append(time.perf_counter() - start)
@@ -53,4 +62,6 @@ def compared(ours: list[float], other: list[float]) -> Compared:
         half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
         mean = statistics.fmean(logs)
         low, high = math.exp(mean - half), math.exp(mean + half)
-    return Compared(statistics.median(ours), statistics.median(other), math.exp(middle), low, high)
+    return Compared(statistics.median(ours), statistics.median(other), math.exp(middle), low, high)            around = (inside or {}).get(name, nullcontext)
+            with around(), listening(None), unfinished.keeping(None):  # what is timed has to be computed
+

@@ -200,3 +200,16 @@ def test_a_suite_of_a_plugin_is_cut_where_it_counts_alike(sample):  # noqa: F811
     (name,) = set(folders.groups()["suite"]) - {file.stem for file in (folders.folder() / "suite").glob("*.yaml")}
     cfg = validate.validate([f"suite=[{name}]", "limit=1", "strength=1"])
     assert dict(cfg.cut[name]) == {"prompts": 100, "dev_prompts": 32} and cfg.suite[name].prompts == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["runtime.results=/tmp/a,/tmp/b"], r"runtime\.results has several values in one command \(/tmp/a, /tmp/b\)"),
+        (["add=[runtime.dry_run=true strength=3]", "strength=2"], r"runtime\.dry_run has several values"),
+        (["hydra.searchpath="], r"hydra\.searchpath= has no value"),
+    ],
+)
+def test_what_belongs_to_a_whole_command_has_one_value(given, told):
+    with pytest.raises(SetupError, match=told):
+        validate.validate_all(compose.jobs(["method=caa", *given], multirun=True))

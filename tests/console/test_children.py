@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from bench.console.children import Children, Later, spare
@@ -56,6 +58,21 @@ def test_a_signal_that_comes_during_a_fork_is_not_lost():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + 15 and "stopped by SIGTERM; nothing was written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_child_ends_whose_parent_was_killed():
+    """It would wait for ever to send what no one reads, if it held the end that its parent reads from."""
+    code = (
+        "import os, time; from bench.console.children import Later; one = Later(lambda: b'x' * 10**7, True); "
+        "print(one._child.pid, flush=True); time.sleep(0.5); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    child, left = int(done.stdout), 100
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE and left:
+        left -= 1
+        time.sleep(0.1)
+    assert left
 
 
 def test_one_cpu_needs_no_child(monkeypatch):

@@ -8,11 +8,12 @@ from bench.model.lm import LM, load_lm
 from bench.model.log_likelihood import log_likelihood
 from bench.model.sampling import prefill, sample
 from bench.model.tokenizer import set_bos
-from methods import WordFilter, layout
+from methods import CAA, WordFilter, layout
 from methods.base import FitData, Steering
 from methods.decoding import Step
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked
+from tests.methods.test_contract import PAIRS
 from tests.tiny import CONFIGS, tiny_lm, tiny_model, tiny_tokenizer
 
 BOS, EOS = 1, 2
@@ -246,3 +247,27 @@ def test_a_steered_model_is_refused_after_its_with():
     for use in (lambda: sample(steered, ["the fox"]), lambda: log_likelihood(steered, ["the"], [" fox"])):
         with pytest.raises(SetupError, match="steered at strength 4 of word_filter inside a `with` that has ended"):
             use()
+
+
+def test_only_the_steered_lm_is_used_inside_its_with():
+    """The weights and hooks are those of the steered model, whatever another LM of the model is called."""
+    lm = tiny_lm()
+    caa = CAA(layer=1, scope="all")
+    artefact = caa.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
+    with lm.steered(caa, artefact, 2.0) as steered:
+        with pytest.raises(SetupError, match=r"is steered now, at strength 2 of caa, .* named 0 \(unsteered\)"):
+            sample(lm, ["the fox"], num_samples=1, max_new_tokens=2)
+        with (
+            pytest.raises(SetupError, match="steered already, at strength 2 of caa"),
+            steered.steered(caa, artefact, 1),
+        ):
+            pass
+        inside = sample(steered, ["the fox"], num_samples=1, max_new_tokens=2)
+    assert len(inside[0]) == 1 and sample(lm, ["the fox"], num_samples=1, max_new_tokens=2)
+
+
+def test_a_token_that_the_model_lacks_is_named():
+    lm = tiny_lm()
+    lm.tokenizer.add_tokens(["<extra>"])
+    with pytest.raises(SetupError, match=r"a text holds '<extra>', token \d+ of the tokenizer"):
+        sample(lm, ["the <extra> fox"])

@@ -48,6 +48,7 @@ class Say:
     """A prefix and nothing else."""
 
     name: ClassVar[str] = "say"
+    family: ClassVar[str] = "prompt"
 
     @contextmanager
     def apply(self, model, artefact, strength):

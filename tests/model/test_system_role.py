@@ -84,6 +84,7 @@ class Say:
     """A prefix and nothing else."""
 
     name: ClassVar[str] = "say"
+    family: ClassVar[str] = "prompt"
     prefix: str = SAY
 
     @contextmanager

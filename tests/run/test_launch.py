@@ -44,6 +44,12 @@ def test_arguments_for_a_launcher_are_split_off():
         (["hydra/launcher=joblib", "hydra/job_logging=none"], "only these options of Hydra work"),
         (["hydra/launcher=joblib,ray"], "name one"),
         (["hydra/launcher=joblib", "launcher=slurm"], "two launchers"),
+        (["launcher=[joblib]"], "name one"),
+        (["launcher=joblib", "hydra.launcher=null"], "its options one by one"),
+        (["launcher=joblib", "hydra.launcher._target_=os.system"], "its options one by one"),
+        (["launcher=joblib", "++hydra.launcher.foo=1"], "so that a name which"),
+        (["launcher=joblib", "hydra.launcher.backend=threading"], "backend=loky"),
+        (["launcher=joblib", "hydra.sweep.dir="], "expected a folder"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(given, told):

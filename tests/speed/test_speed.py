@@ -96,3 +96,12 @@ def test_a_fit_that_is_refused_leaves_the_other_rows(capsys):
 
 def test_a_question_with_one_answer_makes_no_pair():
     assert fitting.pairs([*ASKED, SimpleNamespace(args=("Why", " so"), doc_id=7)]) == fitting.pairs(ASKED)
+
+
+def test_the_unsteered_rounds_are_unsteered(monkeypatch):
+    lm, seen = tiny_lm(), []
+    real = sampling.continuations
+    monkeypatch.setattr(sampling, "continuations", lambda own, *rest: seen.append(own.steered_by) or real(own, *rest))
+    with Bar(table.planned(SIZE, {})) as bar:
+        list(table.sampling_rows(lm, SIZE, [CAA(layer=0)], bar))
+    assert seen[-2 * SIZE.rounds :].count("0 (unsteered)") == SIZE.rounds and any("caa" in one for one in seen)
