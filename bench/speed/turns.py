@@ -41,11 +41,8 @@ def in_turns(
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name in list(works)[:: -1 if number % 2 else 1]:
-            with (
-                (inside or {}).get(name, nullcontext)(),
-                listening(None),
-                unfinished.keeping(None),
-            ):  # what is timed has to be computed
+            around = (inside or {}).get(name, nullcontext)
+            with around(), listening(None), unfinished.keeping(None):  # what is timed has to be computed
                 start = time.perf_counter()
                 works[name]()
                 taken[name].append(time.perf_counter() - start)
@@ -62,6 +59,4 @@ def compared(ours: list[float], other: list[float]) -> Compared:
         half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
         mean = statistics.fmean(logs)
         low, high = math.exp(mean - half), math.exp(mean + half)
-    return Compared(statistics.median(ours), statistics.median(other), math.exp(middle), low, high)            around = (inside or {}).get(name, nullcontext)
-            with around(), listening(None), unfinished.keeping(None):  # what is timed has to be computed
-
+    return Compared(statistics.median(ours), statistics.median(other), math.exp(middle), low, high)
