@@ -152,7 +152,7 @@ def _in_child() -> None:
 
 
 _masks = list[set[signal.Signals]]()
-"""What was blocked before a fork that is going on; code that forks may block signals longer (`bench.console.children`)."""
+"""The signals blocked before a fork; code that forks may block them for longer (`bench.console.children`)."""
 
 os.register_at_fork(
     before=lambda: _masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))),  # type: ignore[arg-type]
