@@ -689,7 +689,7 @@ CLAIMS = [
     Claim(RESULTS, "at strength {}; it gives {} (unsteered {}). At strength 1 it gives {}.", "claims",
           lambda: [-1, of_row("claims", NEGATIVE, strength=-1, **LABELLED), of_row("claims", NEGATIVE),
                    of_row("claims", NEGATIVE, strength=1, **LABELLED)]),
-    Claim(RESULTS, 'ActAdd refuses at most {}% ("Hate" at 3)', "claims",
+    Claim(RESULTS, 'ActAdd refuses at most {}% ("Hate" minus', "claims",
           lambda: [100 * csv("claims/leaderboard_tidy.csv").query(f"metric == '{REFUSED}'")["value"].max()]),
     Claim(RESULTS, "negative sentences positive ({}, unsteered {}) nor positive ones negative ({}, unsteered {}).",
           "claims",

@@ -34,7 +34,7 @@ SHARED = (
 ).split()
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {f"methods.{name}" for name in ("intervention", "layout", "layout_search", "positions", "sites")}
-TOUCH_THE_MODEL = {"model.lm", "model.streams", "selftest", "export"}
+TOUCH_THE_MODEL = {"model.lm", "model.padding", "model.streams", "selftest", "export"}
 NO_TORCH = {
     "stats",
     "console",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from bench.model import kv_cache, memory
+from bench.model import kv_cache
 from methods import layout
 from methods.errors import SetupError
 from methods.placement import input_device
@@ -41,7 +41,7 @@ def check_padding(model: PreTrainedModel) -> None:
     except SetupError:
         raise
     except Exception as error:  # the code of any architecture, which may not know padding or caches at all
-        if memory.ran_out(error):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         raise SetupError(
             f"{kind}: a text of {TOKENS} tokens could not be read with a cache and padding ({type(error).__name__}: "

@@ -213,7 +213,7 @@ def test_what_one_of_several_mlps_leaves_open_is_open_for_all():
         layout.stream_rows(model, 3, "down")
 
 
-def test_a_declared_order_of_q_k_and_v_must_not_be_another_than_shown():
+def test_a_declared_order_of_q_k_v_must_not_contradict_the_model():
     model = tiny_model("gpt_neox")
     rows = layout.stream_rows(model, 0, "v").read()
     with pytest.raises(SetupError, match=r"fused=stacked: the values that block 0 caches show that it is groups"):
