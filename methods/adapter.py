@@ -33,7 +33,8 @@ PREFIX, UP, DOWN = "adapter.", ".up", ".down"
 class AdapterMethod(Method):
     """The base class of methods that learn a LoRA: it holds the training options and adds strength times the change.
 
-    The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. There is no dropout.
+    The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. In a mixture, peft leaves
+    out shared experts (DeepSeek-V3) and the ordinary MLPs of blocks without experts. There is no dropout.
     """
 
     sets: ClassVar[int] = 1  # how many sets of texts a training step takes a batch from
@@ -93,8 +94,8 @@ def experts(model: PreTrainedModel) -> list[str]:
 def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
     """Inside the `with`, put a LoRA on every linear layer but the unembedding, and on every expert of a mixture.
 
-    B starts at zero. If only some blocks of a mixture have experts, peft leaves out the ordinary MLPs of the other
-    blocks. The LoRA's parameters require no gradient; the code that trains them switches gradients on.
+    B starts at zero. In a mixture, peft leaves out shared experts and the ordinary MLPs of blocks without experts. The
+    LoRA's parameters require no gradient; the code that trains them switches gradients on.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -485,6 +485,14 @@ CLAIMS = [
     Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, as if it had never been applied, and {} ",
           "leaderboard of tamper",
           lambda: [after("kl_then_steer"), *(after("kl_then_steer", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
+    Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts and {} after 64 questions.",
+          "leaderboard of tamper", lambda: [after("aura"), *(after("aura", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
+    Claim(RESULTS, "change toxicity ({} and {}). After 64 toxic texts it is {} and {}, after 64 questions {} and {}.",
+          "leaderboard of tamper",
+          lambda: [after(method, texts) for texts in ("", TOXIC_TEXTS, QUESTIONS)
+                   for method in ("eigenshift", "ablation")]),
+    Claim(RESULTS, "leaves {} after 64 toxic texts, where fine-tuning alone leaves {};", "leaderboard of tamper",
+          lambda: [after("security_vector", TOXIC_TEXTS), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "they do not change toxicity ({}, {}, {} and {}), and after 64 toxic texts it is {}, {}, {} and {},",
           "leaderboard of tamper",
           lambda: [after(method, texts) for texts in ("", TOXIC_TEXTS)
