@@ -486,7 +486,8 @@ CLAIMS = [
           "leaderboard of tamper",
           lambda: [after("kl_then_steer"), *(after("kl_then_steer", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
     Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts and {} after 64 questions.",
-          "leaderboard of tamper", lambda: [after("aura"), *(after("aura", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
+          "leaderboard of tamper",
+          lambda: [after("aura"), *(after("aura", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
     Claim(RESULTS, "change toxicity ({} and {}). After 64 toxic texts it is {} and {}, after 64 questions {} and {}.",
           "leaderboard of tamper",
           lambda: [after(method, texts) for texts in ("", TOXIC_TEXTS, QUESTIONS)

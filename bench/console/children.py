@@ -6,7 +6,6 @@ the parent, which reports the error.
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from typing import Any, Generic, TypeVar
 
 from bench.console import stopping
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 Made = TypeVar("Made")
 
 
@@ -36,16 +34,14 @@ class Later(Generic[Made]):
             self._found.append(work())
             return
         self._child = context.Process(target=_send, args=(work, other, self._end), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the exception of one that comes during a fork
-        try:  # would be raised where Python ignores it
-            self._child.start()
+        try:
+            with stopping.held():  # during a fork the exception of a signal is raised where Python ignores it
+                self._child.start()
         except OSError:  # too many processes, or too little memory for one more
             self._end.close()
             self._found.append(work())
         finally:
             other.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        stopping.check()
 
     def result(self) -> Made:
         """Return what the work made."""
@@ -92,7 +88,6 @@ def _send(work: Callable[[], Any], end: Connection, others: Connection) -> None:
     others: the parent's end. If the child kept it open, it would wait for ever to send to a parent that was killed.
     """
     others.close()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         end.send(work())
     except Exception:  # the parent does it again and reports the error

@@ -28,6 +28,8 @@ class Stopped(KeyboardInterrupt):
 
 _asked: list[int] = []
 """Signals that came inside the running `orderly`."""
+_holds: list[None] = []
+"""Not empty while `held` holds signals back."""
 _ran: list[bool] = []
 """Not empty if an `orderly` has run in this process."""
 
@@ -41,6 +43,17 @@ def check() -> None:
     """Raise Stopped if a signal has come and a library has caught the exception that it raised."""
     if _asked:
         raise Stopped(_asked[0])
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold signals back inside the `with`, where an exception would be lost, and raise Stopped at its end."""
+    _holds.append(None)
+    try:
+        yield
+    finally:
+        _holds.clear()
+    check()
 
 
 def begin() -> None:
@@ -107,7 +120,7 @@ def orderly(farewell: Callable[[int], None], more: Sequence[int] = ()) -> Iterat
 def _raise(number: int, frame: FrameType | None) -> None:
     del frame
     _asked.append(number)
-    if len(_asked) == 1:
+    if len(_asked) == 1 and not _holds:
         raise Stopped(number)
 
 
@@ -148,14 +161,12 @@ def _in_child() -> None:
         for one in SIGNALS:
             if signal.getsignal(one) is _raise:
                 signal.signal(one, signal.SIG_DFL)
+    _holds.clear()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-_masks = list[set[signal.Signals]]()
-"""The signals blocked before a fork; code that forks may block them for longer (`bench.console.children`)."""
-
 os.register_at_fork(
-    before=lambda: _masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))),  # type: ignore[arg-type]
-    after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop()),
+    before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS),
+    after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
     after_in_child=_in_child,
 )

@@ -7,6 +7,7 @@ nothing. Some count columns instead: MPT's ALiBi and GPT-Neo's local attention, 
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from bench.model import kv_cache
 from methods import layout
 from methods.errors import SetupError
+from methods.intervention import Positions, at
 from methods.placement import input_device
 
 TOKENS, HALF, PADS = 6, 3, 3  # of the text that is read, of its first part, and of padding
@@ -90,8 +92,15 @@ def _text(model: PreTrainedModel) -> Tensor:
 @torch.inference_mode()
 def _alone(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Return the logits (V,) after a text, read as the model does by itself."""
-    found: Tensor = model(input_ids=ids[None]).logits[0, -1]
+    with _as_prompt(0, 0, len(ids)):
+        found: Tensor = model(input_ids=ids[None]).logits[0, -1]
     return found
+
+
+def _as_prompt(pads: int, read: int, more: int) -> AbstractContextManager[None]:
+    """Return a context in which the forward's tokens count as those of a prompt, for hooks that steer by position."""
+    first, length, cached, prompt = (torch.tensor([one]) for one in (pads, more, read, TOKENS))
+    return at(Positions(first, length, cached, prompt))
 
 
 @torch.inference_mode()
@@ -103,14 +112,15 @@ def _read(model: PreTrainedModel, parts: Sequence[tuple[int, Tensor]]) -> Tensor
         real = torch.arange(pads + len(ids)) >= pads  # (T,)
         seen = torch.cat([seen, real.long()[None]], dim=-1)
         position = (read + torch.arange(pads + len(ids)) - pads).clamp(min=0)
-        logits = model(
-            input_ids=pad(ids, (pads, 0))[None],
-            attention_mask=seen.to(ids.device),
-            position_ids=position[None].to(ids.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[0, -1]
+        with _as_prompt(pads, read, len(ids)):
+            logits = model(
+                input_ids=pad(ids, (pads, 0))[None],
+                attention_mask=seen.to(ids.device),
+                position_ids=position[None].to(ids.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[0, -1]
     return logits
 
 

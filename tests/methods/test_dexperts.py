@@ -214,8 +214,8 @@ def test_the_models_bytes_are_back_after_an_exception_inside():
     lm = tiny_lm()
     artefact = fit(QUICK, lm)
     before = {name: (one.data_ptr(), one.detach().clone()) for name, one in lm.model.named_parameters()}
-    broken = lm.model.lm_head.register_forward_hook(lambda *_: 1 / 0)
     with lm.steered(QUICK, artefact, 2.0) as steered:
+        broken = lm.model.lm_head.register_forward_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sample(steered, PROMPTS, 1, 2)
     broken.remove()
