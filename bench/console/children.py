@@ -83,7 +83,7 @@ def spare() -> int:
 
 
 def _send(work: Callable[[], Any], end: Connection, others: Connection) -> None:
-    """Do the work in a child and send its result; if it fails, end without one.
+    """Do the work in a child and send its result; if it fails in whatever way, end without one.
 
     others: the parent's end. If the child kept it open, it would wait for ever to send to a parent that was killed.
     """

@@ -99,7 +99,7 @@ def chatting(template):
 
 
 def plainly(lm, messages, **settings):
-    """As the tokenizer itself words them."""
+    """Return the messages as the tokenizer's own chat template words them."""
     settings = {"add_generation_prompt": True} | settings
     return lm.tokenizer.apply_chat_template(messages, tokenize=False, **settings)
 
