@@ -171,7 +171,7 @@ def _compute(
 
     from bench.console.progress import Bar
     from bench.records.sweep_state import Log
-    from bench.run import forecast, other_threads
+    from bench.run import forecast, other_threads, told_apart
     from bench.run.runner import Failure, by_model, ready, run_cell, tidy
     from bench.run.session import Session
 
@@ -194,7 +194,8 @@ def _compute(
     in_order = by_model([cell for cell, _ in cells])
     stages = {id(cell): own for cell, own in cells}
     commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}
-    log = Log.begin(in_order[0].runs, typed, [(one.label(), not stages[id(one)]) for one in in_order], None)
+    labels = zip(told_apart.labels(in_order), [not stages[id(one)] for one in in_order], strict=True)
+    log = Log.begin(in_order[0].runs, typed, list(labels), None)
     results = []
     with Bar(planned) as session.bar:
         for number, cell in enumerate(in_order):

@@ -29,7 +29,7 @@ COMMANDS = {
     "export": Command("export.__main__", "write a steered model as files that other programs load"),
     "selftest": Command("selftest.__main__", "check that a method meets the requirements for all methods"),
     "rescore": Command("rescore", "judge stored texts by other scorers, without sampling"),
-    "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
+    "agreement": Command("agreement.__main__", "measure how well each scorer agrees with human labels"),
     "reproduction": Command("reproduction", "compare the papers' numbers with ours"),
     "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
     "dpo_link": Command("dpo_link", "compare a fit's subspaces with DPO's first step"),

@@ -308,7 +308,7 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
 
 
 def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
-    """Run a forward of one token; if hooks of an earlier method steer by position, the token counts as a prompt."""
+    """Run a forward pass on one token; to hooks of an earlier method that steer by position it is a prompt."""
     device = input_device(model)
     none, one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device).long()
     with at(Positions(none, one, none, one)):

@@ -70,7 +70,7 @@ class SADI(Method):
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 1
-    strength_unit: ClassVar[str] = "delta, the factor of the elements less 1"
+    strength_unit: ClassVar[str] = "delta: factor on the elements, minus 1"
 
     element: Element = "heads"
     top: int | float = 10

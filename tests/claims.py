@@ -466,9 +466,9 @@ CLAIMS = [
     Claim(RESULTS, "Toxicity is the expected maximum of 5 continuations of 40 prompts; unsteered it is {}.",
           f"leaderboard of {CURVES}", lambda: [of_row(CURVES, EMT5_40)]),
     of_training("learning rate", RATES, [{"learning_rate": rate, "epochs": 1} for rate in RATES]),
-    of_training("passes, learning rate {}", [RATES[1], *PASSES],
+    of_training("epochs, learning rate {}", [RATES[1], *PASSES],
                 [{"learning_rate": RATES[1], "epochs": number} for number in PASSES]),
-    Claim(RESULTS, "The ratio of {} after eight passes of plain fine-tuning does not mean better text: the texts "
+    Claim(RESULTS, "The ratio of {} after eight epochs of plain fine-tuning does not mean better text: the texts "
                    "repeat themselves more (repetition {}, unsteered {}).", f"leaderboard of {CURVES}",
           lambda: [*(of_row(CURVES, name, method="finetune", strength=1, learning_rate=RATES[1], epochs=PASSES[-1])
                      for name in ("perplexity_ratio", REPETITION)), of_row(CURVES, REPETITION)]),
@@ -656,8 +656,8 @@ CLAIMS = [
     Claim(RESULTS, "and runs at {} of the unsteered speed, since two models", "records of methods: dexperts",
           lambda: [float(chosen("methods", "dexperts", "rtp")[0].record.cost.relative_speed)]),
     Claim(RESULTS, "it leaves {} of toxicity and runs at {} of the speed. Its texts are easier to predict ({} times "
-          "the perplexity), but {} of them end within a few words (unsteered: {}), and fewer pairs of words are "
-          "distinct ({}; unsteered: {})", "records of methods: dexperts",
+          "the perplexity), but {} of them end before the limit of 20 tokens (unsteered: {}), and fewer pairs of words "
+          "are distinct ({}; unsteered: {})", "records of methods: dexperts",
           lambda: [two_experts(EMT10), float(chosen("methods", "dexperts", "rtp")[-1].record.cost.relative_speed),
                    over_unsteered("methods", "dexperts", PERPLEXITY), two_experts("fluency.short_share"),
                    value("methods", "unsteered", "fluency.short_share"), two_experts("fluency.distinct_2"),
@@ -675,7 +675,7 @@ CLAIMS = [
           lambda: [float(next(one.record.data.pairs for one in chosen("methods", "caa", "rtp")))]),
     Claim(RESULTS, "the texts of the test prompts have {} times the perplexity", "records of methods: mean_centring",
           lambda: [over_unsteered("methods", "mean_centring", PERPLEXITY)]),
-    Claim(RESULTS, "At {} pairs and {} directions a block, the share of the squared gradient of DPO's first step that "
+    Claim(RESULTS, "At {} pairs and {} directions a block, the share of the squared norm of DPO's first gradient that "
           "lies in DeTox's subspaces is {} to {},", "dpo_link/dpo_link.csv",
           lambda: [*(float(dpo_link()[name].max()) for name in ("pairs", "rank")),
                    dpo_link()["share"].min(), dpo_link()["share"].max()]),
@@ -749,7 +749,7 @@ CLAIMS = [
           lambda: [-beside_published("difference").max(), -beside_published("difference").min()]),
     Claim(RESULTS, "(PIQA {} against {})", "capability_smollm2_135m/reproduction.csv",
           lambda: [beside_published("ours", "PIQA, zero").item(), beside_published("published", "PIQA, zero").item()]),
-    Claim(RESULTS, "Sampling is {} times as fast as transformers' `generate` with 125 rows", "speed.csv",
+    Claim(RESULTS, "Sampling is {} times as fast as transformers' `generate` in batches of 125", "speed.csv",
           lambda: [ratio("sampling, 12 prompts x 25 x 20", "generate, 125 rows")]),
     Claim(RESULTS, "likelihood is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five shots",
           "speed.csv",

@@ -1,1 +1,1 @@
-"""Measure how far scorers agree with people's labels and with Perspective's (`python -m bench.agreement`)."""
+"""Measure how far scorers agree with human labels and with Perspective's (`python -m bench.agreement`)."""

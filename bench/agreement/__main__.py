@@ -1,4 +1,4 @@
-"""`python -m bench.agreement`: how far each scorer agrees with people's labels and with Perspective's.
+"""`python -m bench.agreement`: how far each scorer agrees with human labels and with Perspective's.
 
 Each scorer judges sets of labelled texts (`bench.agreement.labelled_sets`). For all texts of a set, and for those of
 each group:

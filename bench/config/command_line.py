@@ -4,6 +4,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -90,6 +91,8 @@ def _unreadable(argument: str) -> str:
         return f"{told}: it has bytes that are not UTF-8; if it names a file, rename the file"
     if not equals and key.partition(".")[0] in top_keys():
         return f"{told}: it has no value; {WRITE}"
+    if not equals and key.isidentifier() and _is_command(key):
+        return f"{told}: a command of its own; write python -m bench.{key}, or steerbench {key}"
     several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)
     if len(several) > 1 and all(re.split(r"[=./@]", one.lstrip("+~"))[0] in top_keys() for one in several):
         return f"{told}: these are several arguments; write them apart: {' '.join(map(typed, several))}"
@@ -104,6 +107,14 @@ def _unreadable(argument: str) -> str:
     if value.startswith(("[", "{")):
         return f'{told}: cannot be read; put texts with special characters in quotes, as in key=["a=b",c]'
     return f"{told}: cannot be read; {WRITE}"
+
+
+def _is_command(name: str) -> bool:
+    """Return whether `python -m bench.NAME` is a command: a module that runs, or a folder with a `__main__`."""
+    place = Path(__file__).parents[1]
+    module = place / f"{name}.py"
+    runs = module.is_file() and '__name__ == "__main__"' in module.read_text("utf-8")
+    return runs or (place / name / "__main__.py").is_file()
 
 
 def _told(argument: str) -> str:

@@ -29,7 +29,7 @@ FLAGS = {
     "--results FOLDER": "where results go; the same as runtime.results=FOLDER, in every command",
     "--config-dir FOLDER": "YAML files of your own, laid out as conf/; the same as hydra.searchpath=[FOLDER]",
     "--cfg job|all": "print the config of every cell (all: with Hydra's) and run nothing; --resolve replaces ${...}",
-    "add=[method=NAME]": "one more cell beside an experiment's; two: 'add=[method=NAME strength=1,2]'",
+    "add=[method=NAME]": "a cell beside those of an experiment; two: 'add=[method=NAME strength=1,2]'",
     "--help [all|GROUP]": "this page, or each option of one group or of all, with its default and meaning",
     "--version": "the versions of steerbench, torch, transformers and lm-eval",
 }
@@ -37,7 +37,7 @@ GROUPS = {
     "model": "what is steered",
     "method": "how it is steered",
     "pairs": "contrast pairs that the methods learn from",
-    "examples": "what a user fine-tunes on",
+    "examples": "what an attacker fine-tunes on",
     "harmful": "harmful texts that a security vector learns from",
     "background": "ordinary texts that a method compares with",
     "labelled": "single labelled texts, in place of pairs",

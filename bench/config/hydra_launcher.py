@@ -189,5 +189,7 @@ def _told(name: str, error: Exception) -> SetupError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if name in (*OF_HYDRA, "slurm") and "Could not find" in first:
         return SetupError(f"launcher {name} is not installed; run: pip install 'steerbench[launchers]'")
+    if "hydra.launcher." in first:
+        return SetupError(f"launcher {name}: {first}; --cfg all lists its options and their kinds of values")
     allowed = f"launcher=joblib|submitit_local|slurm|ray, or Hydra's own: hydra/launcher={'|'.join(OF_HYDRA)}"
     return SetupError(f"launcher {name}: {first}. Allowed: {allowed}")

@@ -121,7 +121,15 @@ def unknown_keys(cfg: DictConfig, reference: DictConfig, added: Sequence[str] = 
     hints = SETTINGS if new or added else {}
     wrong = {place for place in added if not _is_open(cfg, place.split("."), hints)}
     wrong = wrong or {".".join(path) for path in new if not _is_open(cfg, path, hints)}
-    return [unknown_key(key, reference) for key in sorted(wrong)]
+    return [_not_added(key) if key in added else unknown_key(key, reference) for key in sorted(wrong)]
+
+
+def _not_added(place: str) -> str:
+    """Return the message about a choice at a place that takes none."""
+    return (
+        f"unknown key {place}: no choice can be added there; write GROUP=CHOICE, or for the data of a part of a stack "
+        "+GROUP@part_data.PART.GROUP=CHOICE"
+    )
 
 
 def is_built(node: Any) -> bool:

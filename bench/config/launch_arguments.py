@@ -1,5 +1,6 @@
 """Separate the arguments of a command line that are for a launcher of Hydra from those that describe cells."""
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
@@ -9,6 +10,7 @@ from bench.config.folders import NAMED
 from methods.errors import SetupError
 
 HONOURED = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.env_set")
+PRE_DISPATCH = re.compile(r"all|(\d+ *\* *)?n_jobs( *\* *\d+)?|[1-9]\d*").fullmatch
 SWEEPER = (
     "hydra/sweeper is refused: a sweep is expanded and checked here as a whole, and strengths are chosen at equal "
     "budgets for every method; leave it out. For Optuna write tuning.search=tpe"
@@ -53,6 +55,12 @@ def _of_launcher(one: Override) -> str | None:
         return "an option of the launcher is set without + or ~, so that a name which it does not have is refused"
     if key == "hydra.launcher.backend" and value not in (None, "loky"):
         return "Hydra's joblib launcher only works with backend=loky; leave it out"
+    if key.startswith("hydra.job.env_set.") and not (one.is_add() or one.is_force_add()):
+        return f"a variable of the jobs is set with +, as in +{one.input_line}"
+    if key == "hydra.launcher.n_jobs" and (not isinstance(value, int) or value == 0):
+        return "expected a number of processes, or -1 for one for each core"
+    if key == "hydra.launcher.pre_dispatch" and not (isinstance(value, int) and value > 0 or PRE_DISPATCH(str(value))):
+        return "expected a number of jobs above 0, all, or a text such as 2*n_jobs"
     if key in ("hydra.sweep.dir", "hydra.sweep.subdir") and value in (None, ""):
         return "expected a folder; leave it out for the default"
     return None

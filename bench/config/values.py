@@ -106,6 +106,13 @@ def _finite(value: float) -> bool:
         return False
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return _finite(float(text))
+    except ValueError:
+        return False
+
+
 def _written(value: str) -> bool:
     """Return whether a text can be written to a file and can name a file."""
     return "\0" not in value and not any("\ud800" <= one <= "\udfff" for one in value)
@@ -182,6 +189,8 @@ def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[t
         told += f"; text in brackets is text in quotes of its own, as in '{key}=\"[x]\"'"
     if value is False and "off" in choices:
         told += '; without quotes off is false in YAML: write "off"'
+    if isinstance(value, str) and not {int, float}.isdisjoint(options(hint)) and _is_number(value):
+        told += "; in quotes it is text, so leave the quotes out"
     if isinstance(value, float) and not _finite(value) and float in options(hint):
         told += "; nan and inf are not allowed"
     if isinstance(value, str) and not _written(value):

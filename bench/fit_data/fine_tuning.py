@@ -68,7 +68,7 @@ class HumanToxic(FitSource):
         return 0
 
     def size(self) -> int:
-        """Return the number of texts times a typical length."""
+        """Return roughly how many tokens the texts have."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already

@@ -7,7 +7,7 @@ from methods.errors import SetupError
 
 
 class Repo(NamedTuple):
-    """A repository of the hub. option: how the user named it, as messages call it (model, scorer.NAME)."""
+    """A repository of the hub. option: the setting that chose it, for messages (model, scorer.NAME)."""
 
     kind: Literal["model", "dataset"]
     name: str

@@ -257,8 +257,8 @@ def _flags(row: Line) -> Cell:
 
 COLUMNS: tuple[Column, ...] = (
     Column(name="table", about="The number of the table; only rows of one table may be compared.", dtype="Int64"),
-    Column(name="rank", about="The rank by the change of the main metric (toxicity k5, if it was measured); in "
-           "brackets the ranks that the row has in 95% of the resamples.",
+    Column(name="rank", about="The rank by the change of the main metric (the highest toxicity of k texts, if "
+           "measured); in brackets the ranks that the row has in 95% of the resamples.",
            dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
            legend="rank by the change, among the rows that violate no bound on test; in brackets the ranks that the "
                   "row has in 95% of the resamples."),

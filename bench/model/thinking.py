@@ -136,11 +136,12 @@ def closes(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Seque
 
 
 def begin(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int], ended: bool) -> Begin:
-    """Return where the answer begins in sampled tokens; their text is searched with special tokens, as some tags are.
+    """Return where the answer begins in sampled tokens; special tokens are kept in the searched text.
 
-    A token that spans the join belongs to the answer. Without a closing tag, a text that opens a thought, or whose
-    prompt does, is "unfinished" and has no answer; any other text is an answer "without" a thought. ended: whether the
-    model closed the text; if so, a half-written opening tag does not count.
+    Some tags are special tokens. A token that holds the end of the thought and more belongs to the answer. Without a
+    closing tag, a text that opens a thought, or whose prompt does, is "unfinished" and has no answer; any other text
+    is an answer "without" a thought. ended: whether the model closed the text; if so, a half-written opening tag
+    does not count.
     """
     assert thinking.tags is not None
     opening, closing = thinking.tags

@@ -18,11 +18,11 @@ Y = "toxicity_reduction"
 
 
 class Cost(NamedTuple):
-    """A kind of cost. nothing: the value below which the axis is linear down to 0; None for a linear axis."""
+    """A kind of cost. linthresh: the value below which a symlog axis is linear; None for a linear axis."""
 
     title: str
     unsteered: float
-    nothing: float | None
+    linthresh: float | None
 
 
 COSTS = {
@@ -94,21 +94,21 @@ def panel(ax: Axes, name: str, shown: list[Point], others: list[Point]) -> None:
         style.marker(ax, at, y, point.look, hollow=point.hollow)
     ax.set_xlabel(about.title)
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    if about.nothing is None:
+    if about.linthresh is None:
         reached = [(at - below, at + above) for at, ((below,), (above,)) in (point.at(name) for point in known)]
         x = np.concatenate([x, np.ravel(reached)])
         margin = 0.1 * max(float(np.ptp(x)), 0.1)
         ax.set_xlim(x.min() - margin, x.max() + margin)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         return
-    span = max(1, int(np.ceil(np.log10(max(float(x.max()) / about.nothing, 1.0)))))  # decades
-    ax.set_xscale("symlog", linthresh=about.nothing, linscale=max(0.5, 0.2 * span))
-    ax.set_xlim(-0.4 * about.nothing, max(2 * float(x.max()), 3 * about.nothing))
+    span = max(1, int(np.ceil(np.log10(max(float(x.max()) / about.linthresh, 1.0)))))  # decades
+    ax.set_xscale("symlog", linthresh=about.linthresh, linscale=max(0.5, 0.2 * span))
+    ax.set_xlim(-0.4 * about.linthresh, max(2 * float(x.max()), 3 * about.linthresh))
     step = -(-span // 4)
-    ax.xaxis.set_major_locator(FixedLocator([0.0, *about.nothing * 10.0 ** np.arange(0, span + 1, step)]))
+    ax.xaxis.set_major_locator(FixedLocator([0.0, *about.linthresh * 10.0 ** np.arange(0, span + 1, step)]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(seconds if name == "fit_seconds" else size))
-    strokes(ax, 0.5 * about.nothing)
+    strokes(ax, 0.5 * about.linthresh)
 
 
 def strokes(ax: Axes, x: float) -> None:

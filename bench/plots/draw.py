@@ -121,7 +121,7 @@ def over_examples(source: Source) -> list[Drawing]:
 
 
 def over_training(source: Source) -> list[Drawing]:
-    """Return the frames of curves over the learning rates and passes with which methods were trained."""
+    """Return the frames of curves over the learning rates and epochs with which methods were trained."""
     return [(suffix(table.number), (trained(table),)) for table in source.tables]
 
 
@@ -137,7 +137,7 @@ def of_items(source: Source) -> list[Drawing]:
 
 KINDS = {
     "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
-    "strength": Kind("headline metric and perplexity ratio against the strength", strength, over_strengths),
+    "strength": Kind("main metric and perplexity ratio against the strength", strength, over_strengths),
     "changes": Kind("change of the metric on each prompt, and the share that got worse", changes, of_items),
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
@@ -146,7 +146,7 @@ KINDS = {
     "sample_size": Kind("change against the number of training pairs", sample_size, over_sizes),
     "label_noise": Kind("change against the share of training pairs with swapped labels", label_noise, over_noise),
     "tampering": Kind("change against the number of examples fine-tuned on afterwards", tampering, over_examples),
-    "training": Kind("change against the learning rate and the passes of a training", training, over_training),
+    "training": Kind("change against the learning rate and the number of epochs", training, over_training),
     "layers": Kind("change against the layer that is steered", layers, over_layers),
 }
 

@@ -1,4 +1,4 @@
-"""Measures against two settings of a method's training: the learning rate, and the passes over the data."""
+"""Measures against two settings of a method's training: the learning rate, and the number of epochs."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,12 +10,12 @@ from bench.plots.panels import panels
 from bench.plots.style import NothingToDraw, Width
 from bench.plots.sweeps import Place, at, frame, named, settings
 
-SETTINGS = {"learning_rate": "learning rate", "epochs": "passes over the data"}
+SETTINGS = {"learning_rate": "learning rate", "epochs": "epochs"}
 
 
 @style.styled
 def training(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Draw toxicity reduction, perplexity ratio and right answers against the learning rate and the number of passes.
+    """Draw toxicity reduction, perplexity ratio and right answers against the learning rate and the number of epochs.
 
     Each method is a line with its 95% band; both settings are drawn on logarithmic axes.
 
@@ -26,7 +26,7 @@ def training(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 
     Raises:
         NoSuchPage: there are fewer pages.
-        NothingToDraw: no method was trained at several learning rates, nor for several numbers of passes.
+        NothingToDraw: no method was trained at several learning rates, nor for several numbers of epochs.
         ValueError: `frame` holds more than one table.
     """
     if frame.empty:

@@ -136,14 +136,15 @@ def summary(table: Table, row: Row, numbers: Line) -> str:
         ranks = "rank" if ends[0] == ends[1] else "ranks"
         by = f"by the change in {title} ({ranks} {where} in {LEVEL:.0%} of the resamples)"
         told.append(f"Rank {whole(numbers['rank'])} {by}.")
-    if pd.notna(verdict):
+    collapsed = pd.notna(numbers["collapsed"]) and numbers["collapsed"]
+    if pd.notna(verdict) and not collapsed:
         p = probability(numbers.get(f"{name}.p_holm"))
         change = interval(numbers, f"{name}.delta", sign=True)
         p = p if p.startswith("<") else f"= {p}"
         holm = " (Holm)" if tests(table.frame, name) > 1 else ""
         told.append(f"Change in {title} from unsteered: {change}; {verdict}, p {p}{holm}.")
-    if pd.notna(numbers["collapsed"]) and numbers["collapsed"]:
-        told.append(f"The text has collapsed: {numbers['collapse_reason']}.")
+    if collapsed:
+        told.append(f"Nothing is claimed, since the text has collapsed: {numbers['collapse_reason']}.")
     elif pd.notna(numbers["feasible"]) and not numbers["feasible"]:
         told.append("No strength kept the bounds of tuning on the dev split.")
     return " ".join(told)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bench.console.command import overview
 from bench.console.escape import terminal, visible
-from bench.run import memory_needed, speeds
+from bench.run import memory_needed, speeds, told_apart
 from bench.run.cell import Cell
 from bench.run.runner import Failure, ready
 from bench.run.session import Session
@@ -27,11 +27,13 @@ def show(configs: Sequence[DictConfig]) -> list[Failure]:
     table = Table(box=None, pad_edge=False)
     for name in ("cell", "", "model", "strength", "to compute"):
         table.add_column(name, overflow="fold")
-    for number, (cell, stages) in enumerate(cells):
+    every = [cell for cell, _ in cells]
+    strengths = [str(cell.cfg.strength) if cell.method.strengths else "" for cell in every]
+    names = told_apart.labels(every, [(str(cell.cfg.model.name), x) for cell, x in zip(every, strengths, strict=True)])
+    for number, ((cell, stages), name, strength) in enumerate(zip(cells, names, strengths, strict=True)):
         kinds = dict.fromkeys(key.partition(" ")[0] for key in stages)
-        strength = str(cell.cfg.strength) if cell.method.strengths else ""
         left = ", ".join(kinds) if kinds else "nothing, already computed"
-        table.add_row(str(number), *map(visible, (cell.label(), str(cell.cfg.model.name), strength, left)))
+        table.add_row(str(number), *map(visible, (name, str(cell.cfg.model.name), strength, left)))
     out.print(table)
     due = [one for one in cells if one[1]]
     out.print(

@@ -21,7 +21,7 @@ from bench.console.command import console, of_system
 from bench.console.escape import terminal
 from bench.records import sweep_state
 from bench.records.sweep_state import CellState, Log
-from bench.run import job
+from bench.run import job, told_apart
 from bench.run.cell import Cell
 from bench.run.job import Job, Stage
 from bench.run.runner import Failure, ready, stage_key
@@ -55,6 +55,8 @@ def run(
     """
     threads = _threads(configs)
     results = Path(configs[0].runtime.results).resolve()
+    for one in [one for one in hydra if one.startswith("hydra.sweep.dir=")]:
+        _make(one)
     overrides = {id(cfg): _absolute(one, results) for one, cfg in zip(jobs, configs, strict=True)}
     cells, failures = ready(configs, Session(), alone)
     asked = [Asked(place, overrides[id(one.cfg)], one, stages) for place, (one, stages) in enumerate(cells)]
@@ -63,8 +65,9 @@ def run(
     with launcher_of(hydra, _settings(threads), job.run, results / "runs" / "launched") as launcher:
         if not todo:
             return failures
-        labels = [(one.cell.label(), not one.stages) for one in asked]
-        log = Log.begin(results / "runs", command, labels, launcher.name)
+        names = told_apart.labels([one.cell for one in asked])
+        labels = zip(names, [not one.stages for one in asked], strict=True)
+        log = Log.begin(results / "runs", command, list(labels), launcher.name)
         gpus = _gpus(configs) if launcher.shares_a_machine else []
         for stage, wave in waves(todo):
             chunks = [wave[i : i + size] for i in range(0, len(wave), size if stage == "cells" else 1)]
@@ -78,6 +81,16 @@ def run(
                 found = _launched(launcher, made, log)
             failures += found if stage == "cells" else []  # a cell computes what it lacks, or fails itself
     return failures
+
+
+def _make(sweep_dir: str) -> None:
+    """Make the folder that hydra.sweep.dir names, if it names no other settings. Raises SetupError if it cannot."""
+    place = sweep_dir.partition("=")[2].strip("'\"")
+    try:
+        if "${" not in place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{sweep_dir}: {of_system(error)}; choose another folder") from error
 
 
 def check(configs: Sequence[DictConfig], hydra: Sequence[str]) -> None:

@@ -251,6 +251,8 @@ def _model(cfg: DictConfig) -> Iterator[str]:
 def _results(cfg: DictConfig) -> Iterator[str]:
     """Check that the results folder, or the nearest folder above it, can be written to."""
     folder = Path(cfg.runtime.results).absolute()
+    if folder.is_symlink() and not folder.exists():
+        yield f"runtime.results={shown(cfg.runtime.results)}: a link to nowhere; choose another folder"
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError as error:

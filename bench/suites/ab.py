@@ -119,7 +119,7 @@ class AB(Suite[list[float]]):
         }
 
     def tokens(self, split: Split) -> int:
-        """Count the tokens of each question, read once."""
+        """Return roughly how many tokens are read: each question once."""
         of_each = (self.limit or QUESTIONS) if split == "test" else self.dev_limit
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 

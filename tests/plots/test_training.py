@@ -22,7 +22,7 @@ def test_each_setting_is_a_curve_with_all_else_equal(tmp_path):
     table = world(tmp_path, [(1e-5, 1), (3e-5, 1), (1e-4, 1), (3e-5, 2), (1e-3, 5)])
     found = trained(table)
     curves = {(curve, unit): own["x"].tolist() for (curve, unit), own in found.groupby(["curve", "unit"])}
-    wanted = {"learning rate": [1e-5, 3e-5, 1e-4], "passes over the data": [1.0, 2.0]}
+    wanted = {"learning rate": [1e-5, 3e-5, 1e-4], "epochs": [1.0, 2.0]}
     assert curves == {(name, unit): x for name in ("Fine-tuning", "Security vector") for unit, x in wanted.items()}
     for width in ("single", "double"):
         (figure,) = draw.pages(draw.KINDS["training"], (found,), width)

@@ -50,6 +50,9 @@ def test_arguments_for_a_launcher_are_split_off():
         (["launcher=joblib", "++hydra.launcher.foo=1"], "so that a name which"),
         (["launcher=joblib", "hydra.launcher.backend=threading"], "backend=loky"),
         (["launcher=joblib", "hydra.sweep.dir="], "expected a folder"),
+        (["launcher=joblib", "hydra.launcher.n_jobs=0"], "expected a number of processes"),
+        (["launcher=joblib", "hydra.launcher.pre_dispatch=x"], "2*n_jobs".replace("*", r"\*")),
+        (["launcher=joblib", "hydra.job.env_set.X=1"], "is set with +".replace("+", r"\+")),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(given, told):

@@ -66,6 +66,13 @@ def test_a_dry_run_tells_and_computes_nothing(world, tmp_path, capsys):  # noqa:
     assert "2 cells can run, 2 already computed" in told and "time:" not in told
 
 
+def test_a_dry_run_tells_cells_of_one_name_apart(world, tmp_path, capsys):  # noqa: F811
+    asked = ("-m", "method=caa", "strength=2", "seed.sample=0,1", "method.layer=1", "runtime.dry_run=true")
+    assert main(arguments(world, tmp_path, *asked)) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "caa seed.sample=0 " in told and "caa seed.sample=1 " in told and "method.layer" not in told
+
+
 def test_a_strength_that_a_method_lacks_is_refused(world, tmp_path, capsys):  # noqa: F811
     assert main(arguments(world, tmp_path, "method=prompt", "strength=9", "runtime.dry_run=true")) == 2
     assert "strength=9: prompt has only the strengths 1, 2, 3, 4, 5" in capsys.readouterr().err
