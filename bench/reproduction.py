@@ -39,7 +39,8 @@ NEEDS = ("memory", "hours", "access")
 OVERVIEW = ("experiment", "published numbers", *NEEDS)
 SHOWN = ("method", "metric", "published", "ours", "difference", "source")
 DRAWN = ("max_new_tokens", "temperature", "top_p")
-PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}  # the values that turn them off
+PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0, "frequency_in_prompt": False}
+"""The values that turn these settings off."""
 HOW = (
     "published and ours: unsteered → steered (relative change). difference: ours less published, of the steered model. "
     "Levels compare only where scorer, prompts and decoding agree; read the differences below each table first."

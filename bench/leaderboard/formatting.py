@@ -102,6 +102,8 @@ def told_decoding(sampling: Decoding | None) -> str:
     """Say how texts were sampled, as far as a record states it."""
     shown = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty")
     told = {name.replace("_", " "): getattr(sampling, name) for name in shown} if sampling else {}
+    if sampling is not None and sampling.frequency_in_prompt:
+        told["frequency penalty, prompt included,"] = told.pop("frequency penalty")
     return ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
 
 

@@ -25,6 +25,7 @@ class Sampling:
     top_k: int | None = later(None)  # the number of most probable tokens that are drawn from
     repetition_penalty: float = later(1.0)  # logits of tokens already there are divided if positive, else multiplied
     frequency_penalty: float = later(0.0)  # subtracted from a token's logit for each time that it was written
+    frequency_in_prompt: bool = later(False)  # the token's places in the prompt count, too
 
     def __post_init__(self) -> None:
         """Raises SetupError for a setting outside its range."""
@@ -55,7 +56,7 @@ class Sampling:
 
     def facts(self) -> dict[str, Any]:
         """Return the settings that can change a text, without the seed; later ones (`is_later`) only if not default."""
-        unused = {"batch_size", "seed"}
+        unused = {"batch_size", "seed"} | ({"frequency_in_prompt"} if not self.frequency_penalty else set())
         return {
             one.name: value
             for one in fields(self)

@@ -12,7 +12,7 @@ def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
 
     repetition_penalty p: the logit of a token that occurs in the prompt or the text is divided by p if it is positive,
     else multiplied by p (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is subtracted
-    for each time that the token was written; the prompt does not count. top_k: tokens that are as probable as the k-th
+    for each time that the token was written, and with frequency_in_prompt for each time in the prompt, too. top_k: tokens that are as probable as the k-th
     are kept, too. The penalties are computed in fp32, as by transformers, whatever the dtype of the model.
     """
     if settings.repetition_penalty != 1 or settings.frequency_penalty:
@@ -24,8 +24,8 @@ def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
         logits = logits.scatter(-1, tokens, torch.where(found > 0, found / penalty, found * penalty))
     if settings.frequency_penalty:
         place = rows.seen.long().cumsum(-1) - 1  # (B, C)
-        written = rows.seen & (place >= rows.prompt[:, None])
-        logits = logits.scatter_add(-1, rows.ids, -settings.frequency_penalty * written.to(logits))
+        counted = rows.seen if settings.frequency_in_prompt else rows.seen & (place >= rows.prompt[:, None])
+        logits = logits.scatter_add(-1, rows.ids, -settings.frequency_penalty * counted.to(logits))
     if settings.top_k is not None and settings.top_k < logits.shape[-1]:
         least = logits.topk(settings.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -466,6 +466,7 @@ class Decoding(Fields):
     top_k: float | None = None
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
+    frequency_in_prompt: bool | None = None
     seed: int | None = None
 
     @property

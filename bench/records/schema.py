@@ -150,7 +150,7 @@ RECORD = fields(
                        population=maybe(COUNT)),
         "sampling": maybe(fields(
                 max_new_tokens=NUMBER, temperature=NUMBER, top_p=NUMBER, top_k=NUMBER, repetition_penalty=NUMBER,
-                frequency_penalty=NUMBER, seed=maybe(WHOLE),
+                frequency_penalty=NUMBER, frequency_in_prompt=FLAG, seed=maybe(WHOLE),
             )),
         "data": maybe(fields(others=where_mapping(fields(sources=SOURCES)), sources=SOURCES, name=maybe(TEXT),
                              pairs=maybe(COUNT), flip=SHARE)),

@@ -50,6 +50,9 @@ def test_frequency_counts_what_was_written_not_the_prompt():
     wanted = torch.zeros(2, 10)
     wanted[0, 9] = wanted[1, 3] = -1.0
     assert torch.equal(got, wanted)
+    everywhere = replace(GREEDY, frequency_penalty=0.5, frequency_in_prompt=True)
+    wanted[0, 7], wanted[1, 3], wanted[1, 5] = -0.5, -2.0, -0.5
+    assert torch.equal(penalties.applied(logits, rows, everywhere), wanted)
 
 
 def test_the_most_probable_tokens_stay_as_in_transformers():
@@ -97,6 +100,8 @@ def test_settings_that_are_off_are_in_no_identity():
     on = Sampling(top_k=50, repetition_penalty=1.2, frequency_penalty=1.0)
     assert decoding_identity(on).items() >= {"top_k": 50, "repetition_penalty": 1.2, "frequency_penalty": 1.0}.items()
     assert "top_k" not in decoding_identity(replace(on, temperature=0))
+    assert decoding_identity(Sampling(frequency_in_prompt=True)) == decoding_identity(Sampling())
+    assert decoding_identity(replace(on, frequency_in_prompt=True)) != decoding_identity(on)
 
 
 @pytest.mark.parametrize(
