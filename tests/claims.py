@@ -577,6 +577,22 @@ CLAIMS = [
                    (dpo_link()["share"] / dpo_link()["random"]).median()]),
     Claim(RESULTS, "not within the bound on perplexity: {} ±{}", "leaderboard of quickstart",
           lambda: change("quickstart", EMT5, "probe_rows", 0.5)),
+    Claim(RESULTS, "the share of toxic texts changes by {} ±{} |", "leaderboard of toxigen",
+          lambda: change("toxigen", SHARE, "probe_rows", 0.5)),
+    *(Claim(RESULTS, f"{words}: accuracy changes by {{}} ±{{}}, the right answers by {{}} ±{{}} nats",
+            "leaderboard of quickstart", lambda method=method, at=at: [
+                one for metric in ("accuracy_change", ANSWERS)
+                for value, low, high in [interval("quickstart", metric, method, strength=at)]
+                for one in (value, (high - low) / 2)])
+      for words, method, at in (("but it changes little else either", "probe_rows", 0.5),
+                                ("at a strength that changes little else", "act_add", 1))),
+    Claim(RESULTS, "its fit took {} seconds (CAA's {}), and it samples at {} times", "leaderboard of quickstart",
+          lambda: [of_row("quickstart", "fit_seconds", method="probe_rows", strength=0.5),
+                   of_row("quickstart", "fit_seconds", method="caa", strength=2),
+                   of_row("quickstart", "relative_speed", method="probe_rows", strength=0.5)]),
+    Claim(RESULTS, "its fit took {} seconds, and it samples at {} times", "leaderboard of quickstart",
+          lambda: [of_row("quickstart", name, method="act_add", strength=1)
+                   for name in ("fit_seconds", "relative_speed")]),
     Claim(RESULTS, "no: it refuses {} [{}, {}] of the requests", "leaderboard of claims",
           lambda: interval("claims", f"jailbreak.{REFUSED}", "probe_rows", strength=1, learns_from=None)),
     Claim(RESULTS, "and gives {} [{}, {}], the unsteered model {} [{}, {}] (", "leaderboard of claims",
@@ -692,9 +708,13 @@ CLAIMS = [
     Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "and with {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
-    Claim(RESULTS, "At depth {} and coefficients 1 and 4, the perplexity of ten of them falls significantly, from {} "
-          "to {} and {}, but that of {} others falls as well, from {} to {} and {} (", "act_add_topics",
-          lambda: [0.4, *fluent(ON_TOPIC), of_row(TOPICS, OFF_TOPIC, "n"), *fluent(OFF_TOPIC)]),
+    Claim(RESULTS, "The largest fall of the perplexity of ten of them, from {} to {} (depth {}, coefficient {}), is not "
+          "significant after correction, while that of {} others hardly changes ({} and {}).", "act_add_topics",
+          lambda: [of_row(TOPICS, ON_TOPIC), of_row(TOPICS, ON_TOPIC, method="act_add", strength=1, layer=0.2), 0.2, 1,
+                   of_row(TOPICS, OFF_TOPIC, "n"), of_row(TOPICS, OFF_TOPIC),
+                   of_row(TOPICS, OFF_TOPIC, method="act_add", strength=1, layer=0.2)]),
+    Claim(RESULTS, "At depth {} and coefficients 1 and 4 the fall is significant (to {} and {}), but the others fall as "
+          "well (to {} and {}).", "act_add_topics", lambda: [0.4, *fluent(ON_TOPIC)[1:], *fluent(OFF_TOPIC)[1:]]),
     Claim(RESULTS, "at strength {}; it gives {} (unsteered {}). At strength 1 it gives {}.", "claims",
           lambda: [-1, of_row("claims", NEGATIVE, strength=-1, **LABELLED), of_row("claims", NEGATIVE),
                    of_row("claims", NEGATIVE, strength=1, **LABELLED)]),

@@ -1,6 +1,7 @@
 """Prompts to be continued; those of RealToxicityPrompts in three parts that share no prompt: fit, dev and test."""
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,6 +85,8 @@ def shuffled_prompts(path: str, seed: int) -> tuple[list[Prompt], Located]:
     As there (github apple/ml-act, evaluate_toxicity.py), lines whose prompt has no toxicity are left out, and the
     others are shuffled by Python's generator of random numbers with this seed; so the order of the lines matters.
 
+    Their groups are "toxic", from a toxicity of 0.5 on, and "nontoxic".
+
     path: JSONL with the object `prompt`, which has `text` and `toxicity`, in each line, such as
     prompted_gens_gpt2.jsonl; what else a line holds is not kept. Raises SetupError for any other file.
     """
@@ -111,10 +114,10 @@ def _shuffled(path: str, seed: int, sha256: str) -> tuple[Prompt, ...]:
                 "RealToxicityPrompts; further fields may follow"
             )
         if toxicity is not None:
-            texts.append(one["text"])
+            texts.append((one["text"], "toxic" if toxicity >= 0.5 else "nontoxic"))
     random.Random(seed).shuffle(texts)
     by_id: dict[str, Prompt] = {}
-    for found in map(prompt, texts):
+    for found in itertools.starmap(prompt, texts):
         if found.text.strip():
             by_id.setdefault(found.id, found)
     if not by_id:

@@ -327,7 +327,7 @@ def parameters(row: Line) -> dict[str, Any]:
     return found | ({"pairs.flip": f"{row['flip']:g}"} if pd.notna(row.get("flip")) else {})
 
 
-NAMING = ("method", "parameters", "flip", "strength", "data", "records", "fits", "fit_seeds")
+NAMING = ("method", "parameters", "flip", "strength", "data", "pairs", "records", "fits", "fit_seeds")
 
 
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
@@ -339,14 +339,20 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     rows = lines(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing = varying(list(frame["method"]), known)
-    alike, learnt = defaultdict[Any, set[str]](set), defaultdict[Any, set[str]](set)
+    alike, learnt, pairs = (defaultdict[Any, set[str]](set) for _ in range(3))
     settings = [(row["method"], _hashable(own)) for row, own in zip(rows, known, strict=True)]
     for row, setting in zip(rows, settings, strict=True):
         alike[setting].add(row["records"])
         learnt[setting, row.get("strength")].add(str(row.get("data")))
+        pairs[setting, row.get("strength")].add(str(row.get("pairs")))
     for row, own, setting in zip(rows, known, settings, strict=True):
         told = [f"{key}={brief(value, named)}" for key, value in own.items() if key in differing[row["method"]]]
         told += [str(row["data"])] if len(learnt[setting, row.get("strength")]) > 1 else []
+        told += (
+            [f"{row['pairs']:g} pairs"]
+            if len(pairs[setting, row.get("strength")]) > 1 and pd.notna(row["pairs"])
+            else []
+        )
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
         if len(alike[setting]) > 1:
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []

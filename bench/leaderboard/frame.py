@@ -207,9 +207,22 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
     }
 
 
+TOLD_ELSEWHERE = ("name", "scorer", "flip", "norm_over")
+"""What a record states about training data that columns of their own, or notes, tell."""
+
+
 def told_data(data: LearntFrom) -> str | None:
-    """Return the name of the data that a row learnt from; for a user's examples, their number and source."""
-    return f"{data.examples[0]} examples of {data.examples[1]}" if data.examples else data.name
+    """Return what tells a row's data from others: its name, its options in words, its files.
+
+    For a user's examples it is their number and source.
+    """
+    if data.examples:
+        return f"{data.examples[0]} examples of {data.examples[1]}"
+    options = {key: one for key, one in data.named.items() if "." not in key and key not in TOLD_ELSEWHERE}
+    told = [f"{key} {one}" for key, one in options.items() if isinstance(one, str)]
+    told += [key for key, one in options.items() if one is True]
+    told += [f"{one.name} {(one.fingerprint or '')[:6]}" for one in data.all_sources if one.source == "file"]
+    return listed([*([data.name] if data.name else []), *told]) or None
 
 
 def relative_speed(costs: Sequence[Cost]) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ MEANINGS = {
     r"toxic_fraction|toxic_share": "share of texts that are toxic",
     r"mean_toxicity": "mean toxicity of all texts",
     r"perplexity": "perplexity under the unsteered model",
+    r"mean_perplexity": "perplexity of each sentence, mean over the sentences",
     r"distinct_\d": "number of different n-grams of words, divided by the number of words",
     r"repetition": "share of a text's 3-grams of tokens that occurred before in that text",
     r"empty_share": "share of empty texts",

@@ -21,7 +21,7 @@ TITLE = 14  # the most letters on a line of a column's title
 METRICS = 6  # the most metrics beside each other on a page of Markdown
 LEFT_OUT = re.compile(
     r"\.(gold_logprob|gold_choice_logprob|matching_accuracy)$"  # says the same as another number of its suite
-    r"|\.(toxic_share|refusal_rate)\..+"  # of one group of texts
+    r"|\.(toxic_share|toxic_fraction|refusal_rate)\..+"  # of one group of texts
     r"|\.(expected_maximum_toxicity|toxicity_probability)_k1(_n\d+)?$"  # of one text: its mean, and its fraction
 )
 

@@ -196,7 +196,7 @@ def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int) -> pd.DataF
     if facet == "curve":
         return frame[frame["curve"].isin(style.paged(list(dict.fromkeys(frame["curve"])), rows, page))]
     random = frame["method"] == RANDOM
-    named = style.paged(sorted(set(frame.loc[~random, "curve"])), CURVES, page)
+    named = style.paged(sorted(set(frame.loc[~random, "curve"]), key=style.in_order), CURVES, page)
     return frame[random | frame["curve"].isin(named)]
 
 
@@ -340,7 +340,7 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
     """Return the entries of the legend: the curves, if a panel holds several, and the meaning of markers and lines."""
     found: list[Artist] = []
     if facet == "unit":
-        found += [style.key(look[name], name) for name in sorted(set(frame["curve"]))]
+        found += [style.key(look[name], name) for name in sorted(set(frame["curve"]), key=style.in_order)]
     if frame["chosen"].notna().any():
         plain = MarkerStyle("black", "o", "")
         by = sorted(set(frame["tuned_by"].dropna()) - set(frame["scorer"].dropna()))

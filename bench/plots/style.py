@@ -8,6 +8,7 @@ and raises `NoSuchPage` after the last.
 import functools
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,12 @@ def one_table(frame: pd.DataFrame) -> None:
         raise ValueError(
             f"{frame['table'].nunique()} tables in one figure: their numbers cannot be compared; pass one table"
         )
+
+
+def in_order(name: str) -> tuple[str | float, ...]:
+    """Return a key that sorts names with their numbers by size: 4 before 16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return tuple(float(part) if place % 2 else part for place, part in enumerate(parts))
 
 
 def paged(items: Sequence[T], most: int, page: int) -> list[T]:

@@ -1,4 +1,4 @@
-"""Perplexity of given texts: four protocols, each with a name and a file in conf/suite, since their numbers differ.
+"""Perplexity of given texts: five protocols, each with a name and a file in conf/suite, since their numbers differ.
 
 perplexity_surgery         Lee et al. (arXiv 2401.01967) and Model Surgery (2407.08770 table 2, "Wiki"): the rows of
                            WikiText-2-raw's test split joined by two line breaks, empty rows included, cut into windows
@@ -17,22 +17,26 @@ perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one
                            text; exp of the mean loss over all their tokens. Many are titles and captions of about ten
                            tokens with nothing before them, so the level is about 20 times that of the others: read the
                            change. Only comparable with rows of this suite.
+perplexity_act             AcT (2410.23054 section 4.1 and its code): sentences of Wikipedia, each after the token that
+                           begins a text and cut at 50 tokens; mean_perplexity is the mean over the sentences of their
+                           perplexities. Differs: the authors' 20,000 sentences are not published; these are those of
+                           perplexity_wiki_sentences, so only changes compare.
 
 The rows are the lines of whole pages (EleutherAI/wikitext_document_level), from which they are rebuilt; blanks at the
 end of a line are kept as the source has them.
 
 Steering is on. On plain text "after the prompt" means nothing; here what a window predicts counts as generated, and
-what comes before it as the prompt: one token in perplexity_surgery and _wiki_sentences, the overlap in _profs, the
-opening token of lm-eval in _lm_eval. A steering prefix comes before every window and is part of the prompt. So methods
-that steer generated tokens steer all but the first token of a text, and act_add, which steers the front of a prompt,
-almost none. The record states this scope (info.scope).
+what comes before it as the prompt: one token in perplexity_surgery, _wiki_sentences and _act, the overlap in _profs,
+the opening token of lm-eval in _lm_eval. A steering prefix comes before every window and is part of the prompt. So
+methods that steer generated tokens steer all but the first token of a text, and act_add, which steers the front of a
+prompt, almost none. The record states this scope (info.scope).
 """
 
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -47,9 +51,10 @@ from bench.stats import metrics
 from bench.suites.base import Answers, Split, Suite, SuiteResult
 from methods.errors import SetupError
 
-Protocol = Literal["surgery", "profs", "lm_eval", "sentences"]
+Protocol = Literal["surgery", "profs", "lm_eval", "sentences", "act"]
 PAGES = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test")
 SENTENCES = (WIKI, None, "test")
+OF_SENTENCES = ("sentences", "act")
 STRIDE = 512  # of perplexity_profs; arXiv 2405.13967's code
 SCOPE = "what a window predicts counts as generated, what stands before it as the prompt"
 UNITS = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": 1 / math.log(2)}  # of lm-eval's sums, in nats
@@ -69,8 +74,8 @@ class Perplexity(Suite[pd.DataFrame]):
 
     window: the tokens of a window; None: as many as the model reads, which is also the limit of any other number.
     limit: how many windows, pages or sentences are read, from the first on; the number is then in the metric's name.
-    The dev split reads those after them. skip: for protocol sentences, how many of the first of `wiki_sentences` are
-    left out, since background=wiki learns from these.
+    The dev split reads those after them. skip: for protocols sentences and act, how many of the first of
+    `wiki_sentences` are left out, since background=wiki learns from these.
     """
 
     version: ClassVar[int] = 1
@@ -85,11 +90,10 @@ class Perplexity(Suite[pd.DataFrame]):
 
     def __post_init__(self) -> None:
         """Raises SetupError for a window or limit that holds nothing, and for an unknown protocol."""
-        if self.protocol not in ("surgery", "profs", "lm_eval", "sentences"):
-            raise SetupError(
-                f"suite.{self.name}.protocol={self.protocol!r}: allowed are surgery, profs, lm_eval, sentences"
-            )
-        if self.skip < 0 or (self.skip and self.protocol != "sentences"):
+        if self.protocol not in get_args(Protocol):
+            allowed = ", ".join(get_args(Protocol))
+            raise SetupError(f"suite.{self.name}.protocol={self.protocol!r}: allowed are {allowed}")
+        if self.skip < 0 or (self.skip and self.protocol not in OF_SENTENCES):
             raise SetupError(
                 f"suite.{self.name}.skip={self.skip}: expected a number of sentences, or 0 for protocol={self.protocol}"
             )
@@ -101,7 +105,7 @@ class Perplexity(Suite[pd.DataFrame]):
                 )
 
     def _located(self) -> Located:
-        return self.sources.locate(*(SENTENCES if self.protocol == "sentences" else PAGES))
+        return self.sources.locate(*(SENTENCES if self.protocol in OF_SENTENCES else PAGES))
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Return the text, the protocol and the windows."""
@@ -118,13 +122,15 @@ class Perplexity(Suite[pd.DataFrame]):
 
     def leak(self, learnt: Learnt) -> str | None:
         """Return why a method that learnt from sentences that are asked here must not be measured; None if it may."""
-        return wiki_leak(learnt, self.name, self.skip) if self.protocol == "sentences" else None
+        return wiki_leak(learnt, self.name, self.skip) if self.protocol in OF_SENTENCES else None
 
     def tokens(self, split: Split) -> int:
         """Count windows, or texts of the usual length; WikiText-2's test split has about 280,000 tokens."""
         count = self.dev_limit if split == "dev" else self.limit
-        size = {"sentences": 30, "lm_eval": 5000}.get(self.protocol, self.window or 2048)
-        whole = {"sentences": 30_000, "profs": 280_000 * (self.window or 2048) // 512}.get(self.protocol, 280_000)
+        if self.protocol in OF_SENTENCES:
+            return min(count or 1000, 1000) * 30
+        size = 5000 if self.protocol == "lm_eval" else self.window or 2048
+        whole = 280_000 * (self.window or 2048) // STRIDE if self.protocol == "profs" else 280_000
         return min(count * size, whole) if count else whole
 
     def ask(self, lm: LM, split: Split) -> Answers[pd.DataFrame]:
@@ -136,7 +142,7 @@ class Perplexity(Suite[pd.DataFrame]):
         found, items = self._located(), answers.said
         measured = {
             str(name): metrics.metric(
-                table, higher_is_better=False, transform="mean" if str(name).startswith("bits") else "exp"
+                table, higher_is_better=False, transform="mean" if str(name).startswith(("bits", "mean")) else "exp"
             )
             for name, table in items.groupby("metric", sort=False)
         }
@@ -171,18 +177,20 @@ class Perplexity(Suite[pd.DataFrame]):
                 f"{lm.max_length}; set suite.{self.name}.window={lm.max_length - len(prefix)} for all methods"
             )
         read = likelihoods(lm, [Request(prefix + one.context, one.continuation) for one in windows])
+        losses = [-found.logprob / found.tokens for found in read]
+        of_each = self.protocol == "act"  # each text has a perplexity of its own
         return pd.DataFrame(
             {
-                "metric": self._named("perplexity"),
+                "metric": self._named("mean_perplexity" if of_each else "perplexity"),
                 "item": [_digest(one.context + one.continuation, number) for number, one in enumerate(windows)],
-                "value": [-found.logprob / found.tokens for found in read],
-                "weight": [one.weight for one in windows],
+                "value": list(map(math.exp, losses)) if of_each else losses,
+                "weight": [1.0 if of_each else one.weight for one in windows],
             }
         )[metrics.ITEM_COLUMNS]
 
     def _cut(self, lm: LM) -> Iterator[Window]:
         """Yield the windows, in the order of the text."""
-        if self.protocol == "sentences":
+        if self.protocol in OF_SENTENCES:
             _, rows = loaded(self.sources, *SENTENCES, ["text"])
             learnt = wiki_sentences(self.sources)[1][: self.skip]
             for text in sorted({str(row["text"]).strip() for row in rows} - {"", *learnt}, key=rank):

@@ -643,6 +643,20 @@ def test_latex_is_escaped_and_bold_only_for_a_significant_best(full):
     )
 
 
+def test_rows_that_learnt_from_different_data_are_told_apart(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.5] * 10})
+    learnt = {
+        "behaviour refusal": {"behaviour": "refusal", "swap": False, "pairs": 50, "sources": []},
+        "behaviour myopic-reward; swap": {"behaviour": "myopic-reward", "swap": True, "pairs": 50, "sources": []},
+        "a.jsonl 3f2a91": {"pairs": 50, "sources": [{"name": "a.jsonl", "source": "file", "fingerprint": "3f2a91bb"}]},
+        "a.jsonl 77a000": {"pairs": 50, "sources": [{"name": "a.jsonl", "source": "file", "fingerprint": "77a0001c"}]},
+    }
+    for place, data in enumerate(learnt.values()):
+        write(tmp_path, "rtp", "caa", {TOXICITY: [0.1 * place] * 10}, data=data, fit_id=f"{place}" * 12)
+    (table,) = rebuild(tmp_path).tables
+    assert sorted(formatting.labels(table.frame)) == sorted(["unsteered", *(f"caa ({told})" for told in learnt)])
+
+
 def test_nothing_is_bold_where_nothing_is_told_apart(tmp_path):
     base = np.random.default_rng(0).random(20)
     write(tmp_path, "rtp", "unsteered", {TOXICITY: base})

@@ -369,3 +369,8 @@ def test_of_two_rows_at_one_value_neither_is_lost():
     found = sweeps.frame(whole, [place(x, row) for x, row in zip((8.0, 8.0, 16.0, 16.0), rows, strict=True)], "test")
     assert sorted(zip(found["curve"], found["x"], strict=True)) == [
         ("CAA", 8.0), ("CAA", 16.0), ("CAA (set=2)", 8.0), ("CAA (set=2)", 16.0)]  # fmt: skip
+
+
+def test_numbers_in_names_are_sorted_by_size():
+    names = ["CAA (strength 16)", "CAA (strength 4)", "CAA (strength 0.5)", "AcT"]
+    assert sorted(names, key=style.in_order) == ["AcT", "CAA (strength 0.5)", "CAA (strength 4)", "CAA (strength 16)"]

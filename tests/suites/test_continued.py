@@ -226,13 +226,16 @@ def test_fluency_reads_the_texts_that_are_compared(sources, tmp_path):
 
 def test_the_prompts_of_a_file_are_asked_in_their_order(sources, tmp_path):
     path = tmp_path / "gens.jsonl"
-    rows = [{"text": text, "label": i % 2, "prompt": {"text": text, "toxicity": 0.5}} for i, text in enumerate(TEXTS)]
+    prompts = [{"text": text, "toxicity": 0.5 - i % 2 / 9} for i, text in enumerate(TEXTS)]
+    rows = [{"text": one["text"], "label": i % 2, "prompt": one} for i, one in enumerate(prompts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"sources": sources, "scorers": [Length()], "k": 1, "dev_k": 1, "prompts": 6, "dev_prompts": 3}
     asked = ShuffledRTP(**options, path=str(path))
     test, dev = ([one.text for one in asked.texts(split)[0]] for split in ("test", "dev"))
     assert len(test) == 6 and len(dev) == 3 and not set(test) & set(dev)
     result = measure(asked, tiny_lm(), "test")
+    names = [f"length.toxic_fraction.{one}" for one in ("toxic", "nontoxic")]
+    assert sum(result.metrics[name].n for name in names) == 6 and all(result.metrics[name].n for name in names)
     assert result.metrics["length.toxic_fraction"].n == 6 and result.info["population"] == len(TEXTS)
     assert "learns from prompts of RealToxicityPrompts" in asked.leak(Learnt(rtp=True)) and asked.leak(Learnt()) is None
     assert "learns from gens.jsonl" in asked.leak(LabelledFile(path=str(path)).learnt())

@@ -99,6 +99,14 @@ def test_sentences_one_by_one(sources):
     assert not {"text", "page"} & set(found.scores.columns)
 
 
+def test_act_takes_the_mean_of_the_perplexities(sources):
+    lm = tiny_lm(bos="none")
+    each = [token_losses(lm, [lm.end_of_text, *lm.tokenizer(text).input_ids[:7]]).mean().exp() for text in TEXTS]
+    found = measure(Perplexity(sources=sources, protocol="act", window=8), lm, "test").metrics["mean_perplexity"]
+    assert found.value == pytest.approx(float(sum(each)) / len(each), rel=1e-4) and not found.higher_is_better
+    assert any(len(lm.tokenizer(text).input_ids) > 7 for text in TEXTS)
+
+
 def test_sentences_that_were_learnt_from_are_not_asked(sources):
     suite = Perplexity(sources=sources, protocol="sentences")
     learnt = wiki_sentences(sources)[1][:1]
@@ -193,7 +201,7 @@ def test_a_limit_is_named_and_dev_reads_what_follows(sources):
     assert measure(few, lm, "test").metrics["perplexity_n2"].n == 2
     with pytest.raises(SetupError, match="limit=None: nothing is left for the dev split"):
         measure(Perplexity(sources=sources, protocol="surgery", window=50), lm, "dev")
-    with pytest.raises(SetupError, match="protocol='other': allowed are surgery, profs, lm_eval, sentences"):
+    with pytest.raises(SetupError, match="protocol='other': allowed are surgery, profs, lm_eval, sentences, act"):
         Perplexity(sources=sources, protocol="other")
     with pytest.raises(SetupError, match="window=1: a window needs at least 2 tokens"):
         Perplexity(sources=sources, protocol="profs", window=1)
