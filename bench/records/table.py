@@ -143,8 +143,12 @@ def listed(values: Sequence[str] | None) -> str | None:
 
 
 def source_names(record: Record) -> list[str]:
-    """Return the sources of a record's data, each as `name (where from)`."""
-    return list(dict.fromkeys(f"{source.name} ({source.source})" for source in record.sources or ()))
+    """Return the sources of a record's data, each as `name (where from)`; a file's name is followed by its hash."""
+    told = [
+        (one, f" {one.fingerprint[:6]}" if one.source == "file" and one.fingerprint else "")
+        for one in record.sources or ()
+    ]
+    return list(dict.fromkeys(f"{one.name} ({one.source}{digits})" for one, digits in told))
 
 
 class CellFacts(NamedTuple):

@@ -657,6 +657,16 @@ def test_rows_that_learnt_from_different_data_are_told_apart(tmp_path):
     assert sorted(formatting.labels(table.frame)) == sorted(["unsteered", *(f"caa ({told})" for told in learnt)])
 
 
+def test_two_files_of_one_name_have_two_headings(tmp_path):
+    for digits in ("3f2a91bb", "77a0001c"):
+        source = {"name": "a.jsonl", "source": "file", "fingerprint": digits}
+        for method in ("unsteered", "caa"):
+            write(tmp_path, "rtp", method, {TOXICITY: [0.5] * 10}, sources=[source])
+    headings = [formatting.heading(one) for one in rebuild(tmp_path).tables]
+    assert ["Data: a.jsonl (file 3f2a91)" in one for one in headings] == [True, False]
+    assert ["Data: a.jsonl (file 77a000)" in one for one in headings] == [False, True]
+
+
 def test_nothing_is_bold_where_nothing_is_told_apart(tmp_path):
     base = np.random.default_rng(0).random(20)
     write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
