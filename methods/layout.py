@@ -19,6 +19,8 @@ from methods.layout_search import Fused, Layout, Names
 from methods.placement import check_materialised, input_device
 
 Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
+TOGETHER = (["gate", "up"], ["q", "k", "v"])
+"""The fields of `Layout` that may name one matrix, which then holds all of them."""
 WRITERS: tuple[Kind, ...] = ("down", "o")
 ROLES: dict[Kind, str] = {kind: "value" if kind == "down" else kind for kind in get_args(Kind)}
 """The field of `Layout` that holds the name of each kind of matrix."""
@@ -92,7 +94,8 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
 
     parts: maps fields of `Layout` to names, each a text or a list of texts, for example {"gate": "ffn.w_in",
     "value": "ffn.w_out"}; None: all parts are searched for. Raises SetupError for an unknown field, for a module that
-    the model lacks and for a matrix that none of its blocks has.
+    the model lacks, for a matrix that none of its blocks has, for one that would have other roles than it can have, for
+    a norm that cannot be the final one, and for an order of q, k and v that the model does not have.
     """
     _layouts.pop(model, None)
     _orders.pop(model, None)
@@ -104,25 +107,32 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
     given = {name: value for name, value in parts.items() if value is not None}
     if given.get("fused") not in (None, *get_args(Fused)):
         raise SetupError(f"model.layout.fused={given['fused']!r}: allowed are {', '.join(get_args(Fused))}, null")
-    _layouts[model] = _declared(model, given)
+    found = _declared(model, given)
     if "fused" in given:
-        _orders[model] = _checked_order(model, given["fused"])
+        _orders[model] = _checked_order(model, found)
+    _layouts[model] = found
 
 
-def _checked_order(model: PreTrainedModel, order: Fused) -> Fused:
-    """Return the declared order of q, k and v in one matrix, if running one token does not show another.
+def _checked_order(model: PreTrainedModel, own: Layout) -> Fused | None:
+    """Return the declared order of q, k and v in one matrix, if running a few tokens shows that it is the right one.
 
     A model on torch's meta device has no weights that could show it.
     """
-    if next(model.parameters()).is_meta or not _layouts[model].v:
-        return order
-    shown = layout_search.order_of(model, _layouts[model])
-    if shown not in (order, None):
+    if next(model.parameters()).is_meta or not own.v:
+        return own.fused
+    if not set(own.q) & set(own.k) & set(own.v):
         raise SetupError(
-            f"model.layout.fused={order}: the values that block 0 caches show that it is {shown}; leave "
+            f"model.layout.fused={own.fused}: q, k and v are matrices of their own here; leave model.layout.fused out"
+        )
+    shown = layout_search.order_of(model, own)
+    if shown is None:
+        raise layout_search.unknown_order(model, own)
+    if shown != own.fused:
+        raise SetupError(
+            f"model.layout.fused={own.fused}: the values that block 0 caches show that it is {shown}; leave "
             "model.layout.fused out, or correct it"
         )
-    return order
+    return shown
 
 
 def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
@@ -132,14 +142,12 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
         raise SetupError(
             f"model.layout.blocks={name}: this is a {type(listed).__name__}; expected a ModuleList of blocks"
         )
-    if "norm" in given:
-        weight = getattr(_submodule(model, "norm", given["norm"]), "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() != 1:
-            raise SetupError(
-                f"model.layout.norm={given['norm']}: this module has a matrix; expected the norm before the unembedding"
-            )
-    norm = given.get("norm", layout_search.final_norm(model, name))
-    found = layout_search.of_blocks(name, norm, listed, width(model))._asdict()
+    norm = layout_search.final_norm(model, name)
+    if "norm" in given and given["norm"] != norm:
+        norm = given["norm"]
+        _check_norm(model, listed, norm)
+    searched = layout_search.of_blocks(name, norm, listed, width(model))._asdict()
+    found = dict(searched)
     for field in Layout._fields[2:]:
         if field not in given:
             continue
@@ -147,13 +155,80 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
         if field == "fused":
             found[field] = value
             continue
-        found[field] = (value,) if isinstance(value, str) else tuple(value)
+        found[field] = _names(field, value)
         for one in found[field]:
             if not any(resolved(block, one) for block in listed):
                 there = ", ".join(each.name for each in layout_search.projections(listed[0]))
                 raise SetupError(f"model.layout.{field}={one}: no block has a matrix of that name; block 0 has {there}")
             _check_width(model, listed, field, one)
+    _swap_gate_and_up(found, searched, given)
+    _check_shared(listed, found, searched, given)
     return Layout(**found)
+
+
+def _names(field: str, value: Any) -> Names:
+    """Return the names that are declared for a part. Raises SetupError for anything but texts, each given once."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(one, str) for one in names):
+        raise SetupError(f"model.layout.{field}={value!r}: expected the name of a matrix, or a list of names")
+    if len(set(names)) < len(names):
+        raise SetupError(f"model.layout.{field}={value!r}: a matrix is named twice; name each once")
+    return tuple(one.removesuffix(".weight") for one in names)
+
+
+def _check_norm(model: PreTrainedModel, listed: nn.ModuleList, name: str) -> None:
+    """Raises SetupError for a module that cannot be the norm between the last block and the unembedding."""
+    module = _submodule(model, "norm", name)
+    shapes = [tuple(one.shape) for one in module.parameters()]
+    wrong = None
+    if any(len(shape) > 1 for shape in shapes):
+        wrong = "has a matrix"
+    elif any(module is one for one in listed.modules()):
+        wrong = "is inside a block"
+    elif not shapes and "norm" not in type(module).__name__.lower():  # a norm may be without weights
+        wrong = "has no weight"
+    elif any(shape != (width(model),) for shape in shapes):
+        wrong = f"has weights of the sizes {', '.join(str(shape) for shape in shapes)}"
+    if wrong is not None:
+        raise SetupError(
+            f"model.layout.norm={name}: this module ({type(module).__name__}) {wrong}; expected the norm before the "
+            f"unembedding, outside the blocks, with a weight of {width(model)} numbers"
+        )
+
+
+def _swap_gate_and_up(found: dict[str, Any], searched: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """If gate alone is declared, as what was found as up, let up be what was found as gate; or the other way round."""
+    for one, other in (("gate", "up"), ("up", "gate")):
+        if one in given and other not in given and found[one] == searched[other] and searched[one]:
+            found[other] = searched[one]
+
+
+def _check_shared(
+    listed: nn.ModuleList, found: dict[str, Any], searched: dict[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Raises SetupError if a matrix would have other roles than it can have, so that the wrong rows of it were used.
+
+    A matrix has one role, or all of those that may share it (TOGETHER), if that was found or all of them are declared.
+    """
+    fields = list(ROLES.values())
+    there = {one.name: one for one in layout_search.projections(listed[0]) if not one.experts}
+    sizes = [2 * there[name].inputs for name in found["value"] if name in there]
+    for name in dict.fromkeys(name for field in fields for name in found[field]):
+        now, before = ([field for field in fields if name in names[field]] for names in (found, searched))
+        if now == before or (len(now) == 1 and len(before) < 2):
+            continue
+        if now not in TOGETHER or not set(now) <= set(given):
+            either = [field for field in fields if field in (*now, *before)]
+            raise SetupError(
+                f"model.layout: the matrix {name} would be that of {' and '.join(now)}, and the search finds it to be "
+                f"that of {' and '.join(before) or 'none'}; declare all of {', '.join(either)}, each with its own "
+                "matrix ([] if the model has none), or all that share one with the name of that one"
+            )
+        if now == TOGETHER[0] and name in there and sizes and there[name].outputs not in sizes:
+            raise SetupError(
+                f"model.layout.gate=model.layout.up={name}: one matrix for both would have {sizes[0]} outputs, twice "
+                f"the inputs of {found['value'][0]}, and it has {there[name].outputs}; declare a matrix for each"
+            )
 
 
 def _check_width(model: PreTrainedModel, listed: nn.ModuleList, field: str, name: str) -> None:
@@ -315,9 +390,14 @@ def _stores_inputs_first(owner: nn.Module, parameter: nn.Parameter, writes: bool
     if parameter.dim() == 2:
         return isinstance(owner, Conv1D)
     first, second = parameter.shape[1:]
-    if (first == width) == (second == width):
-        return bool(getattr(owner, "is_transposed", False))
-    return (second if writes else first) == width
+    if (first == width) != (second == width):
+        return (second if writes else first) == width
+    if (told := getattr(owner, "is_transposed", None)) is not None:
+        return bool(told)
+    for other in owner.parameters(recurse=False):  # Llama 4: of its two parameters, one reads and the other writes
+        if other.dim() == 3 and (other.shape[1] == width) != (other.shape[2] == width):
+            return (other.shape[1] if writes else other.shape[2]) == width
+    return False
 
 
 def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "method.layer") -> int:

@@ -71,6 +71,8 @@ GROUPED: Names = (
     "query_key_value",
 )  # in GPT-NeoX, Bloom, Falcon and Persimmon; other models put all of q, then k, then v
 FINAL_NORMS: Names = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f")
+EMBEDDING_NORMS: Names = ("layernorm_embedding", "embeddings_layer_norm")  # Bart, ProphetNet; LFM2's is the final one
+FEW = 4  # tokens that are run to tell the order of q, k and v; the first may be padding, whose values are zeros
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -245,14 +247,15 @@ def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
 def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
     """Return the name of the norm after the blocks; None if none, or more than one, can be it.
 
-    It is beside the list of blocks: the only norm with a known name (FINAL_NORMS), else the only one after the list.
+    It is beside the list of blocks: the only norm with a known name (FINAL_NORMS), else the only one after the list
+    that is not of the embeddings (EMBEDDING_NORMS).
     """
     parent, _, own = blocks.rpartition(".")
     beside = list(model.get_submodule(parent).named_children())
     norms = [name for name, module in beside if "norm" in type(module).__name__.lower()]
     known = [name for name in norms if name in FINAL_NORMS]
     order = [name for name, _ in beside]
-    later = [name for name in norms if order.index(name) > order.index(own)]
+    later = [name for name in norms if order.index(name) > order.index(own) and name not in EMBEDDING_NORMS]
     found = next((one for one in (known, later) if len(one) == 1), None)
     return None if found is None else f"{parent}.{found[0]}" if parent else found[0]
 
@@ -261,17 +264,19 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
     """Return the numbers of the rows of `kind` in one matrix (outputs, D) for q, k and v, in the order of the heads.
 
     inputs: the number of inputs of the matrix through which attention writes, one for each entry of each query head.
-    Raises SetupError if the order is not known, or does not fit the matrix.
+    Raises SetupError if the order is neither of the two, or does not fit the matrix.
     """
     heads = int(model.config.get_text_config().num_attention_heads)
     size = inputs // heads
     key_heads, rest = divmod(outputs - inputs, 2 * size)
-    if layout.fused is None or rest or key_heads < 1 or heads % key_heads:
+    matrix = f"{model.config.model_type}: {layout.v[0]}, one matrix for q, k and v,"
+    if rest or key_heads < 1 or heads % key_heads:
         raise SetupError(
-            f"{model.config.model_type}: the order of q, k and v in the one matrix {layout.q[0]} ({outputs} rows) "
-            "is not "
-            "known; set model.layout={fused: stacked} (all of q, then k, then v) or {fused: groups} (by key heads)"
+            f"{matrix} has {outputs} rows, which are not those of {heads} query heads of {size} rows, and as many key "
+            "heads as value heads; choose a method that neither reads nor edits q, k and v, or another model"
         )
+    if layout.fused is None:
+        raise unknown_order(model, layout)
     number = torch.arange(outputs)
     if layout.fused == "stacked":
         parts: list[Tensor] = list(torch.split(number, [inputs, key_heads * size, key_heads * size]))
@@ -281,38 +286,62 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
     return part.flatten()
 
 
+def unknown_order(model: PreTrainedModel, layout: Layout) -> SetupError:
+    """Return the error for one matrix for q, k and v in an order that is neither of the two."""
+    return SetupError(
+        f"{model.config.model_type}: {layout.v[0]}, one matrix for q, k and v, has its rows in an order that is not "
+        "known: neither stacked (all of q, then k, then v) nor groups (for each key head its q, k and v) gives the "
+        "values that block 0 caches. No other order can be declared; choose a method that neither reads nor edits q, k "
+        "and v, or another model"
+    )
+
+
 @torch.inference_mode()
 def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
-    """Find the order of q, k and v in one matrix by running one token: the rows of v must give block 0's cached values.
+    """Find the order of q, k and v in one matrix by running a few tokens: v's rows must give block 0's cached values.
 
-    Return None if no order gives these values. With a single key head both orders are the same.
+    Return None if no order gives these values. If both do, as with a single key head, the order in the layout is right.
     """
     cache, seen = DynamicCache(config=model.config), dict[str, Tensor]()
     block = model.get_submodule(layout.blocks).get_submodule("0")
 
     def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-        seen["output"] = output[0, -1]
+        seen["output"] = output[0]  # (T, rows)
 
     handle = block.get_submodule(layout.v[0]).register_forward_hook(keep)
     try:
-        read_one_token(model, past_key_values=cache, use_cache=True)
+        _read_tokens(model, FEW, past_key_values=cache, use_cache=True)
     finally:
         handle.remove()
-    held = cast(Any, cache.layers[0]).values[0, :, -1]  # (H, head size)
+    held = cast(Any, cache.layers[0]).values[0]  # (H, C, head size); a sliding window keeps the last columns
+    output = _clipped(model, seen["output"])[-held.shape[1] :]  # (C, rows)
+    fitting = []
     for order in get_args(Fused):
-        rows = head_rows(layout._replace(fused=order), model, "v", len(seen["output"]), _written(block, layout))
-        found = seen["output"][rows].view(-1, held.shape[-1])
+        rows = head_rows(layout._replace(fused=order), model, "v", output.shape[1], _written(block, layout))
+        found = output[:, rows].view(len(output), -1, held.shape[-1]).transpose(0, 1)  # (key heads, C, head size)
         if len(held) % len(found) == 0 and torch.equal(found.repeat_interleave(len(held) // len(found), 0), held):
-            return cast(Fused, order)
-    return None
+            fitting.append(cast(Fused, order))
+    return layout.fused if layout.fused in fitting else next(iter(fitting), None)
+
+
+def _clipped(model: PreTrainedModel, output: Tensor) -> Tensor:
+    """Return what attention makes of the output of its matrix: some models (MPT, DBRX) clip it at a number."""
+    text = model.config.get_text_config()
+    limits = [getattr(one, "clip_qkv", None) for one in (text, getattr(text, "attn_config", None))]
+    return next((output.clamp(-limit, limit) for limit in limits if limit), output)
 
 
 def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
     """Run a forward pass on one token; to hooks of an earlier method that steer by position it is a prompt."""
+    _read_tokens(model, 1, **settings)
+
+
+def _read_tokens(model: PreTrainedModel, count: int, **settings: Any) -> None:
+    """Run a forward pass on the first tokens of the vocabulary, as on a prompt."""
     device = input_device(model)
-    none, one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device).long()
-    with at(Positions(none, one, none, one)):
-        model(input_ids=none[None], **settings)
+    none, length = torch.zeros(1, dtype=torch.long, device=device), torch.full((1,), count, device=device)
+    with at(Positions(none, length, none, length)):
+        model(input_ids=torch.arange(count, device=device)[None], **settings)
 
 
 def _written(block: nn.Module, layout: Layout) -> int:

@@ -6,6 +6,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from methods.errors import SetupError
+from methods.tokens import longest_alike
 
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 """Names that configs have for the length of the longest text that a model was made for."""
@@ -16,9 +17,15 @@ NO_LIMIT = 65536
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the length in tokens of the longest text that a model was made for; NO_LIMIT if nothing states it.
 
-    If the config does not state it, a tokenizer may; transformers writes 10^30 there for "unknown".
+    If the config does not state it, a tokenizer may; transformers writes 10^30 there for "unknown". It is less if a
+    longer text would be read in another way, depending on the texts beside it (`methods.tokens.longest_alike`): with
+    "longrope" it is `original_max_position_embeddings` (4096 for Phi-3-mini-128k), so that the short factors hold.
     """
     text = config.get_text_config()
+    return min(_stated(text, tokenizer), longest_alike(text) or NO_LIMIT)
+
+
+def _stated(text: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     own = getattr(text, LENGTHS[0], None)
     if own and own > 0:  # XLNet has -1
         return int(own)

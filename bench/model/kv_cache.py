@@ -102,12 +102,15 @@ def keeps_all(cache: Cache) -> bool:
 
 
 def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
-    """Keep these rows of a cache, in this order. room: number of columns to make space for; None: as many as before."""
+    """Keep these rows of a cache, in this order. room: number of columns to make space for; None: as many as before.
+
+    A layer without keys is left as it is: in some models (Gemma 4) blocks read the keys and values of an earlier block.
+    """
     layers: list[Any] = cache.layers
     for layer in layers:
         if room is not None and isinstance(layer, RoomyLayer):
             layer.select(rows, room)
-        elif layer.is_initialized:
+        elif layer.is_initialized and layer.keys is not None:
             layer.batch_select_indices(rows.to(layer.keys.device))
 
 

@@ -4,11 +4,14 @@ Nothing else calls the model: sampling and likelihood go through `LM.read`, whic
 the position of each column (`methods.intervention.Positions`), and refuses logits that are not finite.
 """
 
+import math
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -45,8 +48,18 @@ from methods.errors import SetupError
 from methods.intervention import Positions, at
 
 UNSTEERED = "0 (unsteered)"
-_within: "weakref.WeakKeyDictionary[PreTrainedModel, LM]" = weakref.WeakKeyDictionary()
-"""The LM that steers a model now; any other LM of the model is not what it says."""
+
+
+class _Steered(NamedTuple):
+    """How a model is steered now. ended: that of the steered LM, which tells it from any other LM of the model."""
+
+    by: str
+    ended: list[bool]
+    is_changed: bool  # False for a prompt or a filter of logits, beside which an unsteered LM is what it says
+
+
+_steered: "weakref.WeakKeyDictionary[PreTrainedModel, _Steered]" = weakref.WeakKeyDictionary()
+_lock = threading.Lock()  # held while a model is looked up in `_steered` and entered there
 
 
 class NotFiniteError(SetupError):
@@ -123,19 +136,8 @@ class LM:
     def encode(self, prompt: str) -> list[int]:
         """Return token ids of a prompt: steering prefix, chat template and BOS included; never an empty list."""
         ids = list(self.tokenizer(self._worded(prompt), add_special_tokens=not self.chat).input_ids)
-        self._check_known(ids)
+        tokens.check_known(self.model, self.tokenizer, ids)
         return ids or [self.end_of_text]
-
-    def _check_known(self, ids: Sequence[int]) -> None:
-        """Raises SetupError for a token that the tokenizer has, and the model has not."""
-        embeddings: Any = self.model.get_input_embeddings()
-        rows = int(embeddings.weight.shape[0])
-        if unknown := [one for one in ids if one >= rows]:
-            raise SetupError(
-                f"a text holds {self.tokenizer.convert_ids_to_tokens(unknown[0])!r}, token {unknown[0]} of the "
-                f"tokenizer, but the model has embeddings of {rows} tokens; give the tokenizer of this model, or leave "
-                "such texts out"
-            )
 
     def encode_pairs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Request]:
         """Return each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
@@ -150,7 +152,7 @@ class LM:
     def requests(self, texts: Sequence[tokens.Text]) -> list[Request]:
         """Return texts as requests, with an end-of-text token in place of an empty context or continuation."""
         for text in texts:
-            self._check_known(text.tokens)
+            tokens.check_known(self.model, self.tokenizer, text.tokens)
         return [
             Request(text.tokens[: text.prompt] or [self.end_of_text], text.continuation or [self.closing_token])
             for text in texts
@@ -226,10 +228,10 @@ class LM:
                 f"this model was steered at strength {self.steered_by} inside a `with` that has ended, so it is only "
                 "partly steered now; sample and score inside `with lm.steered(...) as steered:`"
             )
-        steered = _within.get(self.model)
-        if steered is not None and steered.ended is not self.ended:
+        steered = _steered.get(self.model)
+        if steered is not None and steered.is_changed and steered.ended is not self.ended:
             raise SetupError(
-                f"the model is steered now, at strength {steered.steered_by}, and this is the LM that is named "
+                f"the model is steered now, at strength {steered.by}, and this is the LM that is named "
                 f"{self.steered_by}; use the LM that `with lm.steered(...)` gives, or use this one after the `with`"
             )
         position = rows.append(ids, real)  # (B, T)
@@ -265,28 +267,47 @@ class LM:
         """Steer the model inside the `with`, and yield the LM to use there, which words and reads texts as steered.
 
         identity: the part of the steering that `generation_id` hashes. With strength 0 the LM itself is yielded.
+
+        Raises SetupError for a strength that is no finite number, and for a model that is steered already, by this LM
+        or another one, in this thread or another one.
         """
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
+            raise SetupError(f"strength={strength!r} of {method.name}: expected a finite number, such as 1.5")
         if strength == 0:
             yield self
             return
-        if self.steered_by != UNSTEERED:
-            raise SetupError(
-                f"this model is steered already, at strength {self.steered_by}; to apply several methods, put them "
-                "into one (`methods.Stack`), and steer the unsteered model by it"
-            )
-        padding.needs_no_gaps(self.model)  # is found out and kept before there are hooks
         named, ended = f"{strength:g} of {method.name}", list[bool]()
-        with method.apply(self.model, artefact, strength) as steering:
-            if self.chat and steering.prefix:
-                check_template(self.tokenizer, steering.prefix)
-            found = replace(self, steering=steering, steering_identity=identity, steered_by=named, ended=ended)
-            if getattr(method, "family", None) not in ("prompt", "decoding"):  # which leave the model as it is
-                _within[self.model] = found
-            try:
-                yield found
-            finally:
-                ended.append(True)
-                _within.pop(self.model, None)
+        changes = getattr(method, "family", None) not in ("prompt", "decoding")  # which leave the model as it is
+        with _claimed(self.model, _Steered(named, ended, changes)):
+            padding.needs_no_gaps(self.model)  # is found out and kept before there are hooks
+            with method.apply(self.model, artefact, strength) as steering:
+                if self.chat and steering.prefix:
+                    check_template(self.tokenizer, steering.prefix)
+                found = replace(self, steering=steering, steering_identity=identity, steered_by=named, ended=ended)
+                try:
+                    yield found
+                finally:
+                    ended.append(True)
+
+
+@contextmanager
+def _claimed(model: PreTrainedModel, steered: _Steered) -> Iterator[None]:
+    """Keep inside the `with` how the model is steered. Raises SetupError if it is steered already."""
+    with _lock:
+        now = _steered.get(model)
+        if now is not None:
+            raise SetupError(
+                f"this model is steered already, at strength {now.by}; leave that `with lm.steered(...)` first, or put "
+                "the methods into one (`methods.Stack`), and steer the unsteered model by it"
+            )
+        _steered[model] = steered
+    try:
+        if steered.is_changed:
+            tokens.steered.add(model)  # for fits, which are refused then
+        yield
+    finally:
+        tokens.steered.discard(model)
+        _steered.pop(model, None)
 
 
 def _kept(keep: int | Tensor) -> slice | Tensor:

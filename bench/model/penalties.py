@@ -12,8 +12,9 @@ def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
 
     repetition_penalty p: the logit of a token that occurs in the prompt or the text is divided by p if it is positive,
     else multiplied by p (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is subtracted
-    for each time that the token was written, and with frequency_in_prompt for each time in the prompt, too. top_k: tokens that are as probable as the k-th
-    are kept, too. The penalties are computed in fp32, as by transformers, whatever the dtype of the model.
+    for each time that the token was written, and with frequency_in_prompt for each time in the prompt, too. top_k:
+    tokens that are as probable as the k-th are kept, too. The penalties are computed in fp32, as by transformers,
+    whatever the dtype of the model.
     """
     if settings.repetition_penalty != 1 or settings.frequency_penalty:
         logits = logits.float()

@@ -4,12 +4,15 @@ import transformers as hf
 from transformers import AutoModelForCausalLM
 
 from bench.model.architecture import NO_LIMIT, check_cache, max_length
-from bench.model.lm import load_lm
+from bench.model.lm import LM, Request, load_lm
+from bench.model.log_likelihood import likelihoods
+from bench.model.sampling import sample
 from bench.run.cell import Cell
 from bench.run.session import Session
 from bench.run.validate import validate
 from methods import layout
 from methods.errors import SetupError
+from methods.tokens import longest_text
 from tests.architectures import CONFIGS, model_of
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -79,6 +82,32 @@ def test_where_the_longest_text_is_read():
     tokenizer.model_max_length = 1024
     assert max_length(bloom, tokenizer) == 1024
     assert max_length(CONFIGS["gpt2"](), tokenizer) == 256
+
+
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+BESIDE = {  # models that read a long text in another way, and all texts beside it
+    "longrope": lambda: hf.Phi3Config(
+        **ATTENTION, max_position_embeddings=256, original_max_position_embeddings=48, pad_token_id=0,
+        rope_parameters=LONG_ROPE | {"original_max_position_embeddings": 48},
+    ),
+    "keep_window_size": lambda: hf.DogeConfig(**ATTENTION, max_position_embeddings=256, keep_window_size=48),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_no_text_is_read_in_another_way_beside_a_long_one(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(BESIDE[name]()).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    lm = LM(model, tiny_tokenizer(), {"name": name})
+    assert lm.max_length == longest_text(model) == 48
+    short = Request(list(range(10, 27)), [7, 9, 11, 13])
+    asked = [short, Request(list(range(30, 90)), [8, 8]), Request(list(range(40, 87)), [8])]
+    for request, one in zip(asked, likelihoods(lm, asked), strict=True):
+        assert one.logprob == pytest.approx(likelihoods(lm, [request])[0].logprob, abs=1e-4)
+    with pytest.raises(SetupError, match="new ones exceed the model's 48; shorten"):
+        sample(lm, ["The lazy dog sings in the old tree near the river and talks"], max_new_tokens=40)
 
 
 def cell(folder, *more) -> Cell:

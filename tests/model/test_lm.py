@@ -1,3 +1,4 @@
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from bench.model.lm import LM, load_lm
 from bench.model.log_likelihood import log_likelihood
 from bench.model.sampling import prefill, sample
 from bench.model.tokenizer import set_bos
-from methods import CAA, WordFilter, layout
-from methods.base import FitData, Steering
+from methods import CAA, ActAdd, Instruction, MeanCentring, SelfDebias, WordFilter, layout
+from methods.base import FitData, Pairs, Steering
 from methods.decoding import Step
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked
@@ -266,8 +267,101 @@ def test_only_the_steered_lm_is_used_inside_its_with():
     assert len(inside[0]) == 1 and sample(lm, ["the fox"], num_samples=1, max_new_tokens=2)
 
 
-def test_a_token_that_the_model_lacks_is_named():
+@pytest.mark.parametrize("inner", [Shift(), WordFilter(words=str(Path(__file__).parents[1] / "methods" / "words.txt"))])
+def test_a_steered_model_is_not_steered_once_more(inner):
+    """By the same unsteered LM, or by another LM of the model; the refusal leaves the outer steering as it is."""
+    lm = tiny_lm()
+    with lm.steered(Shift(), {}, 2.0) as steered:
+        inside = logits(steered)
+        for again in (lm, LM(lm.model, lm.tokenizer, {})):
+            with (
+                pytest.raises(SetupError, match="steered already, at strength 2 of shift"),
+                again.steered(inner, {}, 1),
+            ):
+                pass
+            with pytest.raises(SetupError, match=r"is steered now, at strength 2 of shift, .* named 0 \(unsteered\)"):
+                logits(again)
+        assert torch.equal(logits(steered), inside)
+    assert not torch.equal(logits(lm), inside)
+
+
+def test_generators_that_steer_leave_the_model_as_it_was():
+    """Closed in the order in which they were opened, two would restore each other's weights."""
+    lm = tiny_lm()
+    base = logits(lm)
+
+    def steer():
+        with lm.steered(Shift(), {}, 1.0) as steered:
+            yield logits(steered)
+
+    first, second = steer(), steer()
+    next(first)
+    with pytest.raises(SetupError, match="steered already, at strength 1 of shift"):
+        next(second)
+    first.close()
+    second.close()
+    assert torch.equal(logits(lm), base)
+
+
+def test_threads_do_not_steer_a_model_together():
+    lm, both, found = tiny_lm(), threading.Barrier(2), []
+
+    class Meet(Shift):
+        @contextmanager
+        def apply(self, model, artefact, strength):
+            with super().apply(model, artefact, strength) as steering:
+                both.wait(60)  # until the other thread was refused
+                yield steering
+
+    def steer():
+        try:
+            with lm.steered(Meet(), {}, 1.0):
+                found.append("steered")
+        except SetupError as error:
+            found.append(str(error))
+            both.wait(60)
+
+    threads = [threading.Thread(target=steer) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused, steered = sorted(found, key=lambda one: one == "steered")
+    assert steered == "steered" and "steered already, at strength 1 of shift" in refused
+
+
+@pytest.mark.parametrize("strength", ["2", None, float("nan"), float("inf"), True])
+def test_a_strength_that_is_no_finite_number_is_refused(strength):
+    lm, method = tiny_lm(), Shift()
+    told = rf"strength={strength!r} of shift: expected a finite number"
+    with pytest.raises(SetupError, match=told), lm.steered(method, {}, strength):
+        pass
+    assert not method.entered
+
+
+FITS = {
+    "caa": (CAA(layer=1), Pairs(["the <extra>"] * 3, [" is", " a", " b"], [" was", " c", " d"])),
+    "background": (MeanCentring(), Pairs(["the"] * 3, [" is", " <extra>", " b"], [" was", " c", " d"])),
+    "act_add": (ActAdd(desired="<extra>", undesired=" hate", pad=None), None),
+    "instruction": (Instruction(instruction="<extra>"), PAIRS),
+    "self_debias": (SelfDebias(unwanted=["<extra>"]), None),
+}
+
+
+@pytest.mark.parametrize("name", ["sample", *FITS])
+def test_a_token_that_the_model_lacks_is_named(name):
     lm = tiny_lm()
     lm.tokenizer.add_tokens(["<extra>"])
     with pytest.raises(SetupError, match=r"a text holds '<extra>', token \d+ of the tokenizer"):
-        sample(lm, ["the <extra> fox"])
+        if name == "sample":
+            sample(lm, ["the <extra> fox"])
+        method, pairs = FITS[name]
+        method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs, background=["a b", "c d", "e f"]))
+
+
+@pytest.mark.parametrize("name", ["caa", "act_add", "instruction"])
+def test_a_steered_model_is_not_learned_from(name):
+    lm, (method, _) = tiny_lm(), FITS[name]
+    with lm.steered(Shift(), {}, 1.0), pytest.raises(SetupError, match="steered now, and a method would learn from"):
+        method.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
+    CAA(layer=1).fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
