@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "ls",
         "List what was computed: a line per cell, with its suites by split and when the last of them was done (UTC).",
-        epilog="Strengths that only tuning tried have dev results only. `fit` is the folder of the artefact. "
+        epilog="Strengths that only tuning tried have dev results only. The column `fit` names the artefact's folder. "
         "Example: {prog} --method caa,detox --suite rtp",
         parents=[command.shared(*command.FILTERS)],
     )

@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Compare the papers' numbers with ours, and say how the protocols differ. Writes reproduction.csv and .md.",
         parents=[command.shared()],
     )
-    parser.add_argument("experiment", nargs="*", help="names of conf/experiment (default: all with published figures)")
+    parser.add_argument("experiment", nargs="*", help="names of conf/experiment (default: all with published numbers)")
     given = parser.parse_args(arguments)
     return command.run(_run, given.experiment, given.results)
 

@@ -586,11 +586,12 @@ CLAIMS = [
                 for one in (value, (high - low) / 2)])
       for words, method, at in (("but it changes little else either", "probe_rows", 0.5),
                                 ("at a strength that changes little else", "act_add", 1))),
-    Claim(RESULTS, "its fit took {} seconds (CAA's {}), and it samples at {} times", "leaderboard of quickstart",
-          lambda: [of_row("quickstart", "fit_seconds", method="probe_rows", strength=0.5),
-                   of_row("quickstart", "fit_seconds", method="caa", strength=2),
-                   of_row("quickstart", "relative_speed", method="probe_rows", strength=0.5)]),
-    Claim(RESULTS, "its fit took {} seconds, and it samples at {} times", "leaderboard of quickstart",
+    Claim(RESULTS, "yes when it samples ({} times the unsteered speed); its fit took {} seconds (CAA's {})",
+          "leaderboard of quickstart",
+          lambda: [of_row("quickstart", "relative_speed", method="probe_rows", strength=0.5),
+                   of_row("quickstart", "fit_seconds", method="probe_rows", strength=0.5),
+                   of_row("quickstart", "fit_seconds", method="caa", strength=2)]),
+    Claim(RESULTS, "yes: its fit took {} seconds, and it samples at {} times", "leaderboard of quickstart",
           lambda: [of_row("quickstart", name, method="act_add", strength=1)
                    for name in ("fit_seconds", "relative_speed")]),
     Claim(RESULTS, "no: it refuses {} [{}, {}] of the requests", "leaderboard of claims",
@@ -601,7 +602,7 @@ CLAIMS = [
     Claim(RESULTS, "two edits change toxicity by {} ±{} and give {} [{}, {}] negative answers", "leaderboard of claims",
           lambda: [*change("claims", EMT5_40, "stack", 1), *interval("claims", NEGATIVE, "stack", strength=1)]),
     Claim(RESULTS, "| no: {} ±{} |", "leaderboard of quickstart", lambda: change("quickstart", EMT5, "act_add", 1)),
-    Claim(RESULTS, "at {} it turns {} [{}, {}] of the negative sentences positive, at the paper's {} it turns "
+    Claim(RESULTS, "at coefficient {} it turns {} [{}, {}] of the negative sentences positive, at the paper's {} it turns "
           "{} [{}, {}], and the unsteered model {} [{}, {}]", "leaderboard of claims",
           lambda: [10, *interval("claims", TURNED, "act_add", strength=10, **LOVE),
                    3, *interval("claims", TURNED, "act_add", strength=3, **LOVE), *interval("claims", TURNED)]),
@@ -636,7 +637,7 @@ CLAIMS = [
                    value("toxigen", "finetune", EMT5)]),
     Claim(RESULTS, "No other method of the {} differs", "records of toxigen",
           lambda: [len({one.record.method.name for one in results("toxigen")} - {"unsteered"})]),
-    Claim(RESULTS, "(AcT, the lowest that did not collapse: {}); ablation raises it to {} and the plain fine-tuning "
+    Claim(RESULTS, "AcT, the lowest that did not collapse: {}); ablation raises it to {} and the plain fine-tuning "
                    "to {}.", "records of toxigen",
           lambda: [value("toxigen", method, SHARE) for method in ("act", "ablation", "finetune")]),
     Claim(RESULTS, "the share of toxic texts by `toxic_comment` is {} with it and {} without.", "records of toxigen",
@@ -671,6 +672,8 @@ CLAIMS = [
           lambda: [-fallen("argre").item()]),
     Claim(RESULTS, "and runs at {} of the unsteered speed, since two models", "records of methods: dexperts",
           lambda: [float(chosen("methods", "dexperts", "rtp")[0].record.cost.relative_speed)]),
+    Claim(RESULTS, "It is nearly as good as one expert ({} and {})", "records of methods",
+          lambda: [value("methods", "task_negation", EMT10), value("methods", "dexperts", EMT10, place=0)]),
     Claim(RESULTS, "it leaves {} of toxicity and runs at {} of the speed. Its texts are easier to predict ({} times "
           "the perplexity), but {} of them end before the limit of 20 tokens (unsteered: {}), and fewer pairs of words "
           "are distinct ({}; unsteered: {})", "records of methods: dexperts",
@@ -708,13 +711,13 @@ CLAIMS = [
     Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "and with {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
-    Claim(RESULTS, "The largest fall of the perplexity of ten of them, from {} to {} (depth {}, coefficient {}), is not "
-          "significant after correction, while that of {} others hardly changes ({} and {}).", "act_add_topics",
+    Claim(RESULTS, "The largest fall of the perplexity of ten of them, from {} to {} (depth {}, coefficient {}), is "
+          "not significant after correction, while that of {} others hardly changes ({} and {}).", "act_add_topics",
           lambda: [of_row(TOPICS, ON_TOPIC), of_row(TOPICS, ON_TOPIC, method="act_add", strength=1, layer=0.2), 0.2, 1,
                    of_row(TOPICS, OFF_TOPIC, "n"), of_row(TOPICS, OFF_TOPIC),
                    of_row(TOPICS, OFF_TOPIC, method="act_add", strength=1, layer=0.2)]),
-    Claim(RESULTS, "At depth {} and coefficients 1 and 4 the fall is significant (to {} and {}), but the others fall as "
-          "well (to {} and {}).", "act_add_topics", lambda: [0.4, *fluent(ON_TOPIC)[1:], *fluent(OFF_TOPIC)[1:]]),
+    Claim(RESULTS, "At depth {} and coefficients 1 and 4 the fall is significant (to {} and {}), but the others fall "
+          "as well (to {} and {}).", "act_add_topics", lambda: [0.4, *fluent(ON_TOPIC)[1:], *fluent(OFF_TOPIC)[1:]]),
     Claim(RESULTS, "at strength {}; it gives {} (unsteered {}). At strength 1 it gives {}.", "claims",
           lambda: [-1, of_row("claims", NEGATIVE, strength=-1, **LABELLED), of_row("claims", NEGATIVE),
                    of_row("claims", NEGATIVE, strength=1, **LABELLED)]),
@@ -750,7 +753,7 @@ CLAIMS = [
     Claim(RESULTS, "At most {} of the tables call a method different from a control",
           "simulated_tables.csv: false difference to control, table",
           lambda: [simulated("false difference to control, table").sort_values().iloc[-3]]),
-    Claim(RESULTS, "(a fifth of all fits acts, the others do nothing), {} of the tables wrongly call a method "
+    Claim(RESULTS, "if only a fifth of the fits has any effect, {} of the tables wrongly call a method "
                    "different with three controls, and {} with ten",
           "simulated_tables.csv: false difference to control, table",
           lambda: [simulated("false difference to control, table", f"null, 1 fit, a fifth of fits act{end}").iloc[0]
@@ -771,10 +774,10 @@ CLAIMS = [
           lambda: [beside_published("ours", "PIQA, zero").item(), beside_published("published", "PIQA, zero").item()]),
     Claim(RESULTS, "Sampling is {} times as fast as transformers' `generate` in batches of 125", "speed.csv",
           lambda: [ratio("sampling, 12 prompts x 25 x 20", "generate, 125 rows")]),
-    Claim(RESULTS, "likelihood is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five shots",
+    Claim(RESULTS, "scoring likelihoods is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five shots",
           "speed.csv",
           lambda: [ratio("CommonsenseQA", "HFLM"), ratio("HellaSwag", "HFLM"), ratio("MMLU anatomy, 5-shot", "HFLM")]),
-    Claim(RESULTS, "alone would let sampling run at {} times its speed, and likelihood at {} to {} times", "speed.csv",
+    Claim(RESULTS, "time, sampling would be {} times as fast, and likelihoods {} to {} times.", "speed.csv",
           lambda: [1 / ratio(work, "matrix") for work in ("sampling, 12 prompts x 25 x 20", "BoolQ", "PIQA")]),
     Claim(RESULTS, "from 40 pairs of different lengths takes {} (ablation) to {} (CAA) times as long", "speed.csv",
           lambda: [1 / ratio(f"fit of {name}, 40 pairs", "matrix") for name in ("Directional ablation", "CAA")]),

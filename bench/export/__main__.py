@@ -88,7 +88,7 @@ def show_help() -> None:
         table.add_row(f"[bold]{name}[/]", f"a {one.suffix} file" if one.suffix else "a folder", one.holds, one.loads)
     out.print(table)
     out.print(
-        "\n  The export applies the method to the model and reads off what changed. No format can hold texts before a"
+        "\n  The export applies the method to the model and reads off what changed. No format can hold a prefix before a"
         "\n  prompt, changes of the decoding, or steering at only some positions (the default of caa; method.scope=all"
         "\n  steers at all of them)."
         f"\n\n  {prog} method=detox strength=1 format=checkpoint"

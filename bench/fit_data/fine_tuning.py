@@ -72,7 +72,7 @@ class HumanToxic(FitSource):
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """Return the texts, cut in two. Raises SetupError if there are too few."""
+        """Return each text, cut into prompt and completion. Raises SetupError if there are too few."""
         rows = self.sources.load(HUMAN, split="test")
         scored = {str(text).strip(): float(score) for text, score in zip(rows["text"], rows["toxicity"], strict=True)}
         texts = [text for text, score in scored.items() if score >= self.min_toxicity and len(text.split()) > 3]

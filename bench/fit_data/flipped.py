@@ -55,7 +55,7 @@ class Flipped(FitSource):
         return self.source.origin()
 
     def learnt(self) -> Learnt:
-        """Return what the source was made from, which a suite must not ask, swapped or not."""
+        """Return what the pairs were made from; no suite may ask it."""
         return self.source.learnt()
 
     def size(self) -> int:

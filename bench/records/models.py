@@ -10,7 +10,7 @@ from bench.records.identity import canonical
 
 
 def has_model(records: Path, named: Mapping[str, Any]) -> bool:
-    """Return whether the folder has a record of a model with this identity of its files; looked up once per process."""
+    """Return whether the folder has a record of a model whose files have these hashes; looked up once per process."""
     return _has_model(records.absolute(), json.dumps(canonical(named), sort_keys=True))
 
 

@@ -120,7 +120,7 @@ def breaking(text: str) -> Markup:
 
 
 def shown(value: Any) -> Any:
-    """Write out invisible characters; texts from our own filters, and our own style and script, stay as they are."""
+    """Write out invisible characters, but leave Markup as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

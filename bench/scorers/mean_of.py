@@ -15,7 +15,7 @@ from methods.errors import SetupError
 class MeanOf:
     """The mean of the parts' scores, each with the same weight; None if any part gives None.
 
-    Scorers that err in different texts err less together. Against Perspective's toxicity >= 0.5, profanity_check and
+    Scorers that err on different texts err less together. Against Perspective's toxicity >= 0.5, profanity_check and
     toxic_comment have AUC .916 and .907 on 2,373 continuations of RealToxicityPrompts, their mean .938 (prompts: .948,
     .947, .965). Both were trained on Jigsaw's comments, so toxicity of other kinds is missed by their mean as well.
 

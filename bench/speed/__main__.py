@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ABOUT = (
     "Compare the speed of sampling and likelihood with transformers' generate, lm-eval's HFLM and bare matrix "
-    "products, all timed in turns. Writes speed.csv and figures/speed.pdf, .svg, .png. Nothing else should run "
+    "products, all timed in turn. Writes speed.csv and figures/speed.pdf, .svg, .png. Nothing else should run "
     "meanwhile."
 )
 

@@ -1,4 +1,4 @@
-"""Time several functions in turns in one process, so that whatever slows the machine slows all of them alike."""
+"""Time several functions in turn in one process, so that whatever slows the machine slows all of them alike."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ Inside = Callable[[], AbstractContextManager[object]]
 
 
 class Compared(NamedTuple):
-    """The times of a function and of another one, timed in turns, in seconds (medians over the rounds).
+    """The times of a function and of another one, timed in turn, in seconds (medians over the rounds).
 
     ratio: how many times as fast as the other it is, the median over the rounds. low, high: the 95% interval of the
     ratio, by the t distribution of its logarithm; None after a single round.
