@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, layout_search, sites, untying
+from methods import directions, layout, layout_search, options, sites, untying
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.erasing import Embeddings, Erasure, erasing_hooks
 from methods.errors import SetupError
@@ -104,6 +104,7 @@ class Ablation(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError for a layer or setting that does not exist, and if weights cannot do what hooks do."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(directions.Read)),
@@ -299,7 +300,7 @@ def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
     if normed:
         raise SetupError(
             f"{model.config.model_type}: a norm stands between what {normed[0]} writes and the residual stream"
-            f"{f', and so in {len(normed) - 1} other places' if normed[1:] else ''}, so projecting its weights does "
+            f"{f', likewise in {len(normed) - 1} other places' if normed[1:] else ''}, so projecting its weights does "
             "not project the stream; set method.form=hooks"
         )
     drawn = torch.randn(layout.width(model), generator=torch.Generator().manual_seed(0))

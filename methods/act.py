@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import blockwise, directions, maps
-from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods import blockwise, directions, maps, options
+from methods.base import INFO, Artefact, FitData, Method, Steering, refuse_no_change, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked
 from methods.maps import Map, Spot
@@ -111,6 +111,7 @@ class AcT(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed."""
         del model
+        options.check_types(self)
         for key, value, allowed in (
             ("kind", self.kind, get_args(Kind)),
             ("where", self.where, get_args(Where)),
@@ -138,6 +139,12 @@ class AcT(Method):
             )
         spots = self._spots(model)
         found = (self._causal if self.causal else self._at_once)(model, spots, texts.undesired, texts.desired)
+        refuse_no_change(
+            self.name,
+            [one.moved() for one in found],
+            f"the maps leave all values as they are, or act on none, since the source texts have the same values "
+            f"(method.kind={self.kind}, method.support={self.support}); give more texts that differ",
+        )
         artefact = maps.saved(spots, found)
         artefact[INFO + "cut_pairs"] = torch.tensor(texts.cut)
         if self.support == "source":

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.base import Artefact, FitData, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, Positions, at, current_positions, hooked, record, scope_mask
 from methods.placement import input_device
+from methods.tokens import check_known, check_unsteered
 
 ShortPrompt = Literal["error", "clip"]
 
@@ -73,6 +74,7 @@ class ActAdd(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for an unknown `short_prompt`."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
         if self.short_prompt not in get_args(ShortPrompt):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
@@ -88,6 +90,9 @@ class ActAdd(Method):
         del data
         layer = layout.layer_index(model, self.layer)
         prompts = self.tokens(tokenizer)
+        check_unsteered(model)
+        for ids in prompts:
+            check_known(model, tokenizer, ids)
         front = max(len(ids) for ids in prompts)
         desired, undesired = (_longer(residual(model, ids, layer), front) for ids in prompts)  # (F, D) each
         difference = desired - undesired

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import layout, sites
-from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods import layout, options, sites
+from methods.base import Artefact, FitData, Method, Steering, refuse_no_change, required_background, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, edited, hooked
 from methods.optimiser import LOSS_SCALE, gradients, soft_threshold
@@ -86,15 +86,14 @@ class ActivationScaling(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed, and if a component's matrix cannot be found."""
+        options.check_types(self)
         if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise SetupError(
                 f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
                 f"{self.learning_rate}: steps and batch size must be at least 1, and the learning rate above 0"
             )
-        if self.kl_weight < 0 or self.sparsity < 0:
-            raise SetupError(
-                f"method.kl_weight={self.kl_weight}, method.sparsity={self.sparsity}: neither may be negative"
-            )
+        for key in ("kl_weight", "sparsity"):
+            options.check_number(key, getattr(self, key), lambda value: value >= 0, "of 0 or more")
         if self.max_tokens < 2:
             raise SetupError(f"method.max_tokens={self.max_tokens}: a text needs at least 2 tokens")
         for kind in layout.WRITERS:
@@ -120,12 +119,10 @@ class ActivationScaling(Method):
         Raises SetupError without pairs or background, and if the loss is not finite.
         """
         self.check(model)
-        pairs, background = required_pairs(data, self.name), data.background
-        if not background:
-            raise SetupError(
-                "activation_scaling needs ordinary texts, on which the model is to stay as it is, and got none; set "
-                "background=wiki, or background=texts background.path=FILE"
-            )
+        pairs = required_pairs(data, self.name)
+        background = required_background(
+            data, "activation_scaling needs ordinary texts, on which the model is to stay as it is,"
+        )
         check_materialised(model, list(model.parameters()))
         encoded = encode_pairs(model, tokenizer, pairs, self.max_tokens)
         sides = list(zip(*(map(_told, side) for side in (encoded.desired, encoded.undesired)), strict=True))
@@ -143,6 +140,7 @@ class ActivationScaling(Method):
                 "pairs"
             )
         scales, losses = self._learn(model, sides, usual)
+        refuse_no_change(self.name, [scales], f"method.sparsity={self.sparsity} leaves no scalar above 0; lower it")
         last = torch.tensor(losses[-max(1, len(losses) // 10) :])
         return {
             "scales": scales.view(-1, len(sites.PARTS)).cpu(),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from methods import layout
+from methods import layout, options
 from methods.base import Artefact, Demand, Method, Steering
 from methods.errors import SetupError, require
 from methods.optimiser import OptimizerName
@@ -64,6 +64,7 @@ class AdapterMethod(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and if peft is missing."""
         del model
+        options.check_types(self)
         require("peft", f"method={self.name}", "adapters")
         check_recipe(self.recipe)
         if type(self.rank) is not int or self.rank < 1 or not 1 <= self.alpha < math.inf:
@@ -163,6 +164,11 @@ def factors(model: PreTrainedModel) -> Artefact:
         found[f"{key}{UP}"] = (up * module.scaling[which]).cpu().contiguous()
         found[f"{key}{DOWN}"] = down.cpu().clone(memory_format=torch.contiguous_format)
     return found
+
+
+def ups(artefact: Artefact) -> list[Tensor]:
+    """Return the `factors` that are 0 before the training."""
+    return [one for key, one in artefact.items() if key.startswith(PREFIX) and key.endswith(UP)]
 
 
 @contextmanager

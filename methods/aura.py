@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from methods import directions, layout, sites
+from methods import directions, layout, options, sites
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.folding import folded
@@ -29,7 +29,9 @@ class AurA(Method):
 
     z is the largest value that output m, the unit, takes over the tokens of a text, before any nonlinearity. AUROC_m is
     the share of pairs in which the undesired text has the larger z, among all pairs of one undesired and one desired
-    text. Ties count one half; values that differ only by rounding are ties. The forms are
+    text. Ties count one half. So that most values which differ only by rounding are ties, values are compared in
+    whole steps of 1e-5 of the unit's largest; two such values on either side of a border between steps are no tie. The
+    forms are
 
         aura:  alpha_m = 1 - 2 (AUROC_m - .5)   if AUROC_m > .5, else 1
         det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
@@ -85,6 +87,7 @@ class AurA(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed, and for a model whose MLPs have no linear layers."""
+        options.check_types(self)
         for key, value, allowed in (("form", self.form, get_args(Form)), ("read", self.read, get_args(AuraRead))):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
@@ -173,6 +176,7 @@ class AurA(Method):
                 )
             if bool((alpha != 1).any()):
                 new |= folded(module, (1 - strength * (1 - alpha)).clamp(min=0))
+        directions.check_depth(model, artefact, self.name)
         with edited(new):
             yield Steering()
 
@@ -190,7 +194,7 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _steps(values: Tensor) -> Tensor:
-    """Return the values (N, units) in whole steps of 1e-5 of each unit's largest, so that rounding makes no difference.
+    """Return the values (N, units) in whole steps of 1e-5 of each unit's largest, so that rounding seldom differs.
 
     Both texts of a pair begin with the same prompt; if the largest value is in the prompt, both texts must have the
     same number.

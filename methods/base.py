@@ -6,7 +6,7 @@ B batch, T tokens, D model width, M MLP width, V vocabulary, L layers, N prompts
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import field
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.broken import reading
 from methods.decoding import Step
-from methods.errors import SetupError, refuse_one_text
+from methods.errors import SetupError, check_texts
 from methods.later import later as later
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def required_pairs(data: FitData, method: str) -> Pairs:
     It is also raised for lists of different lengths, whose texts do not form pairs.
     """
     for name, texts in data.pairs._asdict().items() if data.pairs is not None else ():
-        refuse_one_text(texts, f"pairs.{name}")
+        check_texts(texts, f"pairs.{name}")
     count = 0 if data.pairs is None else len(data.pairs.prompt)
     if data.pairs is None or count < FEWEST_PAIRS:
         raise SetupError(
@@ -253,6 +253,27 @@ def required_pairs(data: FitData, method: str) -> Pairs:
             "the same order"
         )
     return data.pairs
+
+
+def required_background(data: FitData, why: str) -> list[str]:
+    """Return the ordinary texts of `data`. Raises SetupError, which begins with `why`, if none has a character."""
+    texts = data.background or []
+    check_texts(texts, "background")
+    if not any(texts):
+        raise SetupError(
+            f"{why} and got {len(texts) or 'none'}{', all empty' if texts else ''}; set background=wiki, or "
+            "background=texts background.path=FILE"
+        )
+    return texts
+
+
+def refuse_no_change(method: str, changes: Iterable[Tensor], cause: str) -> None:
+    """Raise SetupError if all that a fit has changed is 0: then every strength would be the unsteered model.
+
+    cause: why that is, and what to do.
+    """
+    if not any(bool(one.any()) for one in changes):
+        raise SetupError(f"{method}: the fit changed nothing, so every strength is the unsteered model: {cause}")
 
 
 def required_labelled(data: FitData, method: str) -> Labelled:

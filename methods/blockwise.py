@@ -33,7 +33,11 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """Some texts between two blocks. stream: (B, T, D) on the CPU, as the next block gets it."""
+    """Some texts between two blocks. stream: (B, T, D) on the CPU, as the next block gets it.
+
+    Its positions keep what hooks note about each row (`Positions.noted`), so a hook in a later block finds what one in
+    an earlier block decided about this batch.
+    """
 
     positions: Positions
     stream: Tensor
@@ -54,7 +58,7 @@ def kept(model: PreTrainedModel) -> Iterator[list[Batch]]:
             named = {key: value for key, value in kwargs.items() if key != "hidden_states"}
             hidden = args[0] if args else kwargs["hidden_states"]
             if layer == 0:
-                batches.append(Batch(current_positions(), hidden.detach().to("cpu", copy=True), []))
+                batches.append(Batch(current_positions()._replace(noted={}), hidden.detach().to("cpu", copy=True), []))
             batch = batches[-1]
             if batch.written is not None and not torch.equal(batch.written.to(hidden), hidden):
                 check_finite(hidden)  # NaN is not equal to itself
@@ -110,7 +114,7 @@ def run(
 def reading(positions: Positions, columns: int, first: int, *, continuation: bool) -> Tensor:
     """Return a mask (B, T), true at the tokens read: those of the continuation or all, without the text's first tokens.
 
-    first: the number of first tokens left out. A text in which nothing is left to read is read at its last token, as in
+    first: the number of first tokens left out. If none of the tokens read is left, that is the last token, as in
     `directions.pooled_features`.
     """
     index = positions.in_text(columns)  # (B, T), -1 at padding

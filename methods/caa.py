@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
@@ -77,6 +77,7 @@ class CAA(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(CAARead)),

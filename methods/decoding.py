@@ -67,12 +67,12 @@ def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Ten
     """Return the `count` most probable tokens (..., C), and which of them are in the nucleus (..., C).
 
     The nucleus is the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751 section
-    3.1). logits: (..., V).
+    3.1); at 1 it holds every token, although rounded probabilities may reach 1 before the last. logits: (..., V).
     """
     probability = torch.softmax(logits.float(), -1)
     values, tokens = probability.topk(min(count, logits.shape[-1]), -1)
     before = values.double().cumsum(-1) - values  # probability of the tokens before this one
-    return tokens, before < top_p
+    return tokens, (before < top_p) | (top_p >= 1)
 
 
 def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
@@ -80,9 +80,11 @@ def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
 
     It lies between the last logit inside and the first outside, at the fraction of the last inner token's probability
     that is needed to reach top_p. So it changes continuously with the probabilities, even when a token enters or
-    leaves.
+    leaves. At a top_p of 1 it is minus infinity: all tokens are inside.
     """
     logits = logits.float()
+    if top_p >= 1:
+        return torch.full_like(logits[:, :1], -torch.inf)
     size = logits.shape[-1]
     for count in (*PROBABLE, size):
         tokens, inside = most_probable(logits, top_p, min(count, size - 1) + 1)

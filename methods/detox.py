@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import layout
+from methods import layout, options
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.directions import Padding, pooled_features, top_tokens
 from methods.errors import SetupError
@@ -99,6 +99,7 @@ class DeTox(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError for an empty layer range, a rank that the width cannot hold, or an unknown choice."""
+        options.check_types(self)
         layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
         width = layout.width(model)
         if not 1 <= self.rank < width:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods import options
 from methods.base import INFO, Artefact, Demand, Examples, FitData, Method, Steering, required_pairs
 from methods.decoding import Step, by_pieces, nucleus_edge
 from methods.errors import SetupError
@@ -118,6 +119,7 @@ class DExperts(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, and for an option outside its range."""
         del model
+        options.check_types(self)
         check_recipe(self.recipe)
         for key, value, allowed in (
             ("anti_expert", self.anti_expert, get_args(AntiExpert)),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import layout
-from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods import layout, options
+from methods.base import INFO, Artefact, FitData, Method, Steering, required_background, required_pairs
 from methods.directions import stream_distances
 from methods.errors import SetupError
 from methods.intervention import edited
@@ -113,6 +113,7 @@ class DINM(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a block that the model lacks, for weights below 0, and for a recipe without steps."""
+        options.check_types(self)
         if self.layer is not None:
             layout.layer_index(model, self.layer)
         check_recipe(self.recipe)
@@ -126,13 +127,8 @@ class DINM(Method):
         """Return the change of one matrix, "change.<name>". Raises SetupError without pairs or background."""
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
-        if not any(data.background or ()):
-            raise SetupError(
-                "dinm keeps to the model's own predictions on ordinary texts and got "
-                f"{len(data.background or ()) or 'none'}{', all empty' if data.background else ''}; set "
-                "background=wiki, or background=texts background.path=FILE"
-            )
-        background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)
+        ordinary = required_background(data, "dinm keeps to the model's own predictions on ordinary texts")
+        background, cut_background = encoded_background(model, tokenizer, ordinary, self.max_tokens)
         layer, facts = self._located(model, desired, undesired)
         parameters = value_parameters(model, layer)
         trained_on = self.recipe
@@ -156,7 +152,7 @@ class DINM(Method):
             trained = minimise(
                 model, list(parameters.values()), loss, sizes, trained_on, stage=self.name, enough=ENOUGH
             )
-            artefact = change(parameters, trained, before)
+            artefact = change(parameters, trained, before, self.name)
             with torch.no_grad():
                 drift = divergence(usual_logits, logits_and_targets(model, measured)[0])
             facts |= {

@@ -23,6 +23,7 @@ from methods.tokens import Text
 
 Read = Literal["all", "continuation", "last"]
 Reduce = Literal["mean", "max"]
+Short = Literal["refuse", "last"]
 SAME = 1e-5  # as a share of the features' length: a shorter mean difference is rounding
 
 
@@ -45,17 +46,22 @@ def pooled_features(
     site: Site = "output",
     after_final_norm: bool = False,
     padding: Padding | None = None,
+    short: Short = "refuse",
     batch_size: int = 32,
 ) -> Tensor:
     """Return each text's residual stream at each layer, averaged over the positions read: (L, N, D) fp32 on the CPU.
 
     read: "all" tokens, those of the "continuation", or the "last" one. skip_first: the number of leading tokens of the
-    text that are left out (1 leaves out the attention sink). A text in which nothing is left to read is read at its
-    last token. after_final_norm applies the model's final norm before pooling, for features taken as
+    text that are left out (1 leaves out the attention sink). A text without a continuation is read at its last token,
+    and so is one whose continuation lies within the tokens left out, behind its first token. Raises SetupError for a
+    text of which `skip_first` leaves no other token (`is_too_short`); with short="last" it is read at its last token.
+    after_final_norm applies the model's final norm before pooling, for features taken as
     `hidden_states[-1]`.
     padding: pads all texts to one length and averages in what the model computes at the padding. The padding is masked
     in attention as usual, and the position ids are the model's own.
     """
+    if short == "refuse":
+        check_long_enough(texts, read, skip_first)
     norm = layout.final_norm(model) if after_final_norm else None
     pooled = torch.empty(len(layers), len(texts), layout.width(model))
     for rows, batch in _batches(texts, batch_size):
@@ -80,14 +86,17 @@ def pooled_at(
     reduce: Reduce = "mean",
     skip_first: int = 0,
     last: int | None = None,
+    short: Short = "refuse",
     batch_size: int = 32,
 ) -> list[Tensor]:
     """Return the values at each place (`methods.sites`), pooled over the positions read: (N, width) fp32 on the CPU.
 
-    One pass over the texts serves all places, and only what is pooled is kept. read and skip_first: as in
+    One pass over the texts serves all places, and only what is pooled is kept. read, skip_first and short: as in
     `pooled_features`. reduce: the mean over the positions, or the largest value of each unit. last: the highest block
     that has to run; None: all.
     """
+    if short == "refuse":
+        check_long_enough(texts, read, skip_first)
     pooled = [torch.empty(len(texts), place.width) for place in places]
     for rows, batch in _batches(texts, batch_size):
         found = pooled_once(model, batch, places, read=read, reduce=reduce, skip_first=skip_first, last=last)
@@ -186,7 +195,16 @@ def mean_norms(
     site: Site = "output",
     batch_size: int = 32,
 ) -> list[float]:
-    """Return `mean_norm` at each of the layers, from one pass over the texts."""
+    """Return `mean_norm` at each of the layers, from one pass over the texts.
+
+    A text of which `skip_first` leaves no token is left out. Raises SetupError if none is left.
+    """
+    given, texts = len(texts), [text for text in texts if not is_too_short(text, read, skip_first)]
+    if not texts:
+        raise SetupError(
+            f"all {given} texts end within their first {'token' if skip_first == 1 else f'{skip_first} tokens'}, where "
+            "the length of the residual stream says nothing of other tokens; give longer texts"
+        )
     totals = [0.0] * len(layers)
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
@@ -252,6 +270,24 @@ def residual_norms(model: PreTrainedModel, texts: Sequence[Text], layers: Sequen
     return torch.tensor(mean_norms(model, texts[:YARDSTICK_TEXTS], layers, read="continuation", skip_first=1))
 
 
+def is_too_short(text: Text, read: Read, skip_first: int) -> bool:
+    """Return whether nothing of the text may be read, because `skip_first` leaves out all its tokens.
+
+    If only the continuation or the last token is read, that is the last token as long as it is not the first as well.
+    """
+    return len(text.tokens) <= (skip_first if read == "all" else min(skip_first, 1))
+
+
+def check_long_enough(texts: Sequence[Text], read: Read, skip_first: int) -> None:
+    """Raises SetupError for texts of which `skip_first` leaves no token (`is_too_short`)."""
+    if count := sum(is_too_short(text, read, skip_first) for text in texts):
+        raise SetupError(
+            f"{count} of {len(texts)} texts have nothing to read behind the tokens that method.skip_first={skip_first} "
+            "leaves out; remove them, or set method.skip_first=0, with which the first token is read, an attention "
+            "sink in most models"
+        )
+
+
 def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> Positions:
     """Run padded texts once, up to block `last`; the blocks above it are skipped. Return the texts' positions."""
     length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
@@ -293,10 +329,23 @@ def _weights(batch: Sequence[Text], read: Read, skip_first: int, padding: Paddin
     return weights
 
 
+def check_depth(model: PreTrainedModel, artefact: Artefact, method: str) -> None:
+    """Raises SetupError if the artefact names a block that the model does not have ("layers.12.direction")."""
+    depth = len(layout.blocks(model))
+    for key in artefact:
+        first, _, rest = key.partition(".")
+        number = rest.partition(".")[0]
+        if first == "layers" and number.isdecimal() and int(number) >= depth:
+            raise SetupError(
+                f"{method}: {key} was not fitted on this model, which has {depth} blocks (0-{depth - 1}); fit it again"
+            )
+
+
 def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str, axes: int | None = None) -> Tensor:
     """Return the tensor (..., D) under `key`. Raises SetupError if there is none, or if its width is not the model's.
 
-    axes: the number of axes that the tensor must have; None allows any.
+    It is also raised for an artefact of a deeper model (`check_depth`). axes: the number of axes that the tensor must
+    have; None allows any.
     """
     tensor = artefact.get(key)
     if tensor is None:
@@ -310,6 +359,7 @@ def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str, ax
             f"{method}: {key} {tuple(tensor.shape)} was not fitted on this model, whose width is "
             f"{layout.width(model)}; fit it again"
         )
+    check_depth(model, artefact, method)
     return tensor
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.adapter import AdapterMethod, adapter, factors, lora_parameters
-from methods.base import Artefact, FitData, required_pairs
+from methods.adapter import AdapterMethod, adapter, factors, lora_parameters, ups
+from methods.base import Artefact, FitData, refuse_no_change, required_pairs
 from methods.errors import SetupError
 from methods.tokens import Text
-from methods.training import STEP_COST, encoded_pairs, foretold, log_likelihoods, minimise, trainable
+from methods.training import NO_STEP, STEP_COST, encoded_pairs, foretold, log_likelihoods, minimise, trainable
 
 READ_BATCH = 16  # pairs that are read at once outside the training
 
@@ -95,6 +95,7 @@ class DPO(AdapterMethod):
                 minimise(model, vector, loss, sizes, self.recipe, stage=self.name)
                 rewards = _all_log_likelihoods(model, desired, undesired) - reference  # (N, 2)
                 artefact = factors(model)
+        refuse_no_change(self.name, ups(artefact), NO_STEP)
         gains, margins = rewards.mean(0), self.beta * (rewards[:, 0] - rewards[:, 1])
         facts = {
             "loss_after": functional.softplus(-margins).mean(),

@@ -1,6 +1,7 @@
 """The error for what a user, not a developer, must fix, and messages that several modules share."""
 
 import importlib.util
+from collections.abc import Iterable
 from pickle import UnpicklingError
 
 
@@ -23,6 +24,14 @@ def refuse_one_text(texts: object, name: str) -> None:
     """Raise SetupError for one text in the place of a list, whose letters would be taken for the texts."""
     if isinstance(texts, str):
         raise SetupError(f"{name}: expected a list of texts, got one text; write [{texts[:20]!r}...]")
+
+
+def check_texts(texts: Iterable[object], name: str) -> None:
+    """Raise SetupError for one text in the place of a list, and for entries that are not texts, such as None."""
+    refuse_one_text(texts, name)
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise SetupError(f'{name}: expected texts, got {text!r} as number {number}; leave it out, or write ""')
 
 
 def require(package: str, feature: str, extra: str) -> None:

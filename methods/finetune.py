@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods import options
 from methods.base import Artefact, Demand, FitData, Method, Steering, later
 from methods.errors import SetupError
 from methods.optimiser import OptimizerName
@@ -95,6 +96,7 @@ class Finetune(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, and for a kl_weight below 0."""
         del model
+        options.check_types(self)
         check_recipe(self.recipe)
         if not 0 <= self.kl_weight < math.inf:
             raise SetupError(f"method.kl_weight={self.kl_weight}: expected at least 0; 0 means no KL term")

@@ -295,7 +295,7 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
     if hint is not None and hint != model.config.model_type:
         raise wrong(f"its model_hint is {hint!r}, and this model is a {model.config.model_type!r}")
     if (held := facts.get(f"{OWN}.blocks", depth)) != depth:
-        raise wrong(f"it is of a model of {held} blocks, and this one has {depth}")
+        raise wrong(f"it says that the model has {held} blocks, and this one has {depth}")
     for key, wanted in OUR_METADATA.items():
         if (held := facts.get(f"{OWN}.{key}", wanted)) != wanted:
             raise SetupError(f"{file}: its {OWN}.{key} is {held!r}, and only {wanted!r} is known")

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, layout_search
-from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods import directions, layout, layout_search, options
+from methods.base import INFO, Artefact, FitData, Method, Steering, required_background, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked, wrapped
 from methods.positions import current_positions, number_of_rows
 from methods.sites import Place
 from methods.tokens import Text, encode, encode_pairs
+from methods.verdicts import extremes
 
 Kind = Literal["cast", "dsas"]
 When = Literal["auto", "above", "below"]
@@ -135,6 +136,7 @@ class Gate(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed, and for a method inside that no gate can close."""
+        options.check_types(self)
         for key, value, allowed in (("kind", self.kind, get_args(Kind)), ("when", self.when, get_args(When))):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
@@ -166,19 +168,17 @@ class Gate(Method):
         """Return the artefact of the method inside ("inner.") and the gate's. Raises SetupError without both sets."""
         self.check(model)
         pairs = required_pairs(data, self.name)
-        if not data.background or len(data.background) < 2:
-            raise SetupError(
-                "gate needs at least 2 ordinary texts, to compare with those that are steered, and got "
-                f"{'one' if data.background else 'none'}; set background=wiki, or background=texts "
-                "background.path=FILE"
-            )
+        why = "gate needs at least 2 ordinary texts, to compare with those that are steered,"
+        background = required_background(data, why)
+        if len(background) < 2:
+            raise SetupError(f"{why} and got one; set background=wiki, or background=texts background.path=FILE")
         inner = self.inner.fit(model, tokenizer, data)
         found = {
             f"{INFO}inner.{key.removeprefix(INFO)}" if key.startswith(INFO) else f"inner.{key}": tensor
             for key, tensor in inner.items()
         }
         texts = encode_pairs(model, tokenizer, pairs, self.max_tokens)
-        control, cut = encode(model, tokenizer, [""] * len(data.background), data.background, self.max_tokens)
+        control, cut = encode(model, tokenizer, [""] * len(background), background, self.max_tokens)
         prompts = [prompt for prompt in pairs.prompt if prompt] or pairs.prompt
         asked, _ = encode(model, tokenizer, prompts, [""] * len(prompts), self.max_tokens)
         sets = Sets(texts.undesired, control, asked)
@@ -188,12 +188,14 @@ class Gate(Method):
 
     def _condition(self, model: PreTrainedModel, sets: "Sets") -> Artefact:
         layer = layout.layer_index(model, self.condition_layer)
-        source, control, asked = (
-            directions.pooled_features(model, side, [layer], read="all", skip_first=self.skip_first, site="input")[
-                0
-            ].double()
-            for side in sets
-        )  # (N, D) each
+
+        def pooled(texts: list[Text], short: directions.Short) -> Tensor:  # (N, D)
+            return directions.pooled_features(
+                model, texts, [layer], read="all", skip_first=self.skip_first, site="input", short=short
+            )[0].double()
+
+        source, control = pooled(sets.source, "refuse"), pooled(sets.control, "refuse")
+        asked = pooled(sets.prompts, "last")  # as `Condition` reads a prompt
         features = torch.cat([source, control])
         centred = features - features.mean(0)
         values, axes = torch.linalg.svd(centred, full_matrices=False)[1:]
@@ -216,10 +218,13 @@ class Gate(Method):
 
     def _regressions(self, model: PreTrainedModel, inner: Artefact, sets: "Sets") -> Artefact:
         places = self._places(model, inner)
-        pooled = [
-            directions.pooled_at(model, side, list(places.values()), read="all", skip_first=self.skip_first)
-            for side in sets
-        ]  # for each set and each place: (N, width)
+
+        def pool(texts: list[Text], short: directions.Short) -> list[Tensor]:  # (N, width) for each place
+            return directions.pooled_at(
+                model, texts, list(places.values()), read="all", skip_first=self.skip_first, short=short
+            )
+
+        pooled = [pool(sets.source, "refuse"), pool(sets.control, "refuse"), pool(sets.prompts, "last")]
         found: Artefact = {}
         accuracies, opened = [], [torch.zeros(len(side)) for side in sets]
         for number, key in enumerate(places):
@@ -309,7 +314,7 @@ class Gate(Method):
 
             def function(hidden: Tensor) -> Tensor:
                 moved = hook.function(hidden)
-                return torch.where(_as(condition.is_open[:, None], hidden), moved, hidden)
+                return torch.where(_as(condition.is_open()[:, None], hidden), moved, hidden)
 
             return hook._replace(function=function)
 
@@ -344,12 +349,13 @@ class Sets(NamedTuple):
 class Condition:
     """CAST's condition on the mean of each prompt's stream, which is known at the prompt's last token.
 
-    The running sum is kept with the row (`Positions.noted`), so a prompt may be read in parts. axis: (D,) of length 1.
+    The running sum is kept with the row (`Positions.noted`), so a prompt may be read in parts, and so is the verdict.
+    axis: (D,) of length 1.
     """
 
     def __init__(self, axis: Tensor, threshold: float, above: bool, skip_first: int) -> None:
         self.axis, self.threshold, self.above, self.skip_first = axis, threshold, above, skip_first
-        self.is_open = torch.zeros(0, dtype=torch.bool)  # (B,) of the running forward
+        self.verdict = torch.zeros(0, dtype=torch.bool)  # (B,) of the running forward, if nothing is kept with the rows
 
     def look(self, hidden: Tensor) -> Tensor:
         """Add the prompts' tokens in the stream (B, T, D) to the sums, judge complete prompts, and return the stream.
@@ -365,7 +371,8 @@ class Condition:
         sums = torch.cat([sums, counted.sum(-1, keepdim=True)], -1)  # (B, D + 1)
         noted = positions.noted
         if noted is not None and self in noted:
-            sums = sums + noted[self].to(sums)
+            begun = (positions.cached > 0).to(hidden.device)[:, None]  # (B, 1); else a batch is read once more
+            sums = sums + torch.where(begun, noted[self].to(sums), 0.0)
         elif bool((positions.cached > 0).any()):
             raise RuntimeError(
                 "this steering judges a prompt by all its tokens, and some were read without keeping what was seen; "
@@ -376,8 +383,15 @@ class Condition:
             noted[self] = sums
         whole = positions.cached + positions.length >= positions.prompt  # (B,)
         similar = similarity(sums[:, :-1] / sums[:, -1:].clamp(min=1), self.axis.to(sums))
-        self.is_open = ((similar > self.threshold) == self.above) & whole.to(similar.device)
+        self.verdict = ((similar > self.threshold) == self.above) & whole.to(similar.device)
+        if noted is not None:
+            noted[self, "verdict"] = self.verdict
         return hidden
+
+    def is_open(self) -> Tensor:
+        """Return the verdicts (B,) about the rows of the running forward."""
+        noted = current_positions().noted
+        return self.verdict if noted is None else noted[self, "verdict"]
 
 
 def similarity(features: Tensor, axis: Tensor) -> Tensor:
@@ -408,7 +422,7 @@ def chosen(source: Tensor, control: Tensor, threshold: float | None, when: When)
 
 
 def regression(source: Tensor, control: Tensor, components: int) -> Tensor:
-    """Return w and b, (D + 1,) in fp64, of the logistic regression of the source (N, D) against the control (M, D)."""
+    """Return w and b, (D + 1,) in fp64, of a logistic regression that tells source (N, D) from control texts (M, D)."""
     from sklearn.linear_model import LogisticRegression
 
     features = torch.cat([source, control]).double()
@@ -467,8 +481,4 @@ def _told(opened: Sequence[Tensor]) -> Artefact:
         f"{INFO}open_{name}": one.float().mean()
         for name, one in zip(("source", "control", "prompts"), opened, strict=True)
     }
-    if not every.any():
-        told[INFO + "never_opens"] = torch.tensor(1)
-    if every.all():
-        told[INFO + "always_open"] = torch.tensor(1)
-    return told
+    return told | extremes(every)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, foreign, layout
+from methods import directions, foreign, layout, options
 from methods.base import INFO, INFO_LIMIT, Artefact, FitData, Method, Steering, of_file
 from methods.erasing import Erasure, erasing_hooks
 from methods.errors import SetupError
 from methods.foreign import Format, Operation, Side
 from methods.intervention import Hook, adding, hooked
+from methods.sites import Place
 from methods.vectors import clamping, within
 
 Scope = Literal["all", "prompt", "generation"]
@@ -93,6 +94,7 @@ class Imported(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for settings that are not allowed, and for a file that does not suit them or the model."""
+        options.check_types(self)
         allowed: dict[str, Any] = {"format": Format, "hook": Side, "operation": Operation, "scope": Scope}
         for key, values in allowed.items():
             value = getattr(self, key)
@@ -195,11 +197,8 @@ class Imported(Method):
             module = model.base_model.get_submodule(name)
         except AttributeError as error:
             raise SetupError(f"imported: {model.config.model_type} has no module {name} ({error})") from error
-        return Hook(
-            module,
-            "input" if side == "input" else "output",
-            within(function, cast(Scope, scope), boundary=self.boundary),
-        )
+        place = Place(module, "input" if side == "input" else "output", layout.width(model))
+        return place.hook(within(function, cast(Scope, scope), boundary=self.boundary))
 
 
 def _other_model(named: str | None, here: str) -> str | None:

@@ -22,7 +22,7 @@ from methods.intervention import adding, hooked
 from methods.placement import input_device
 from methods.separation import separation_facts
 from methods.tokens import EncodedPairs, encode, encode_pairs
-from methods.verdicts import Verdict
+from methods.verdicts import Verdict, extremes
 
 Aim = Literal["desired", "harm"]
 
@@ -55,7 +55,8 @@ class InferAligner(Method):
     of a prompt are not moved, since they may have been read, and shared with other prompts, before there is a verdict.
 
     In the record, `info.right` is the share of the fit's texts that each gate judges correctly, and `info.open` is the
-    share of the fit's prompts at which it is open: at 0 the gate never opens, at 1 always.
+    share of the fit's prompts at which it is open. `info.never_opens` says that no gate opens for any prompt or text of
+    the fit, and `info.always_open` that every gate opens for all of them.
 
     Example:
         >>> from methods import FitData, InferAligner, generating
@@ -87,6 +88,7 @@ class InferAligner(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
+        options.check_types(self)
         vectors.block_range(model, self.first_layer, self.last_layer)
         options.check_choice("aim", self.aim, get_args(Aim))
         if not math.isfinite(self.open_at):
@@ -131,10 +133,11 @@ class InferAligner(Method):
             asked = encode(model, tokenizer, prompts, [""] * len(prompts))[0]
             at_prompts = directions.pooled_features(model, asked, layers, read="last")  # (L, N, D)
             found["info.open"] = _opened(at_prompts, detectors, biases)
-        right = (1 - _opened(desired, detectors, biases) + _opened(undesired, detectors, biases)) / 2
+        opened = [_opened(side, detectors, biases) for side in (desired, undesired)]  # (L,) each
         return {
             **found,
-            "info.right": right,
+            **extremes(torch.cat([*opened, *([found["info.open"]] if prompts else [])])),
+            "info.right": (1 - opened[0] + opened[1]) / 2,
             "info.cut_pairs": torch.tensor(texts.cut),
             **separation_facts(desired, undesired),
         }

@@ -12,7 +12,7 @@ from methods import directions, layout, options, vectors
 from methods.base import FEWEST_PAIRS, Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, hooked
-from methods.tokens import Text, longest_text, split
+from methods.tokens import Text, check_known, check_unsteered, longest_text, split
 
 Operation = Literal["clamp", "add"]
 InstructionScope = Literal["all", "prompt", "generation"]
@@ -73,6 +73,7 @@ class Instruction(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
         options.check_choice("operation", self.operation, get_args(Operation))
         options.check_choice("scope", self.scope, get_args(InstructionScope))
@@ -139,6 +140,9 @@ class Instruction(Method):
         else:
             whole = split(tokenizer, [self.instruction] * len(prompts), prompts)
             plain = split(tokenizer, [""] * len(prompts), prompts)
+        check_unsteered(model)
+        for text in (*whole, *plain):
+            check_known(model, tokenizer, text.tokens)
         limit, cut = longest_text(model), 0
         for i, (one, other) in enumerate(zip(whole, plain, strict=True)):
             excess = 0 if limit is None else len(one.tokens) - limit

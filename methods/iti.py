@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, sites
+from methods import directions, layout, options, sites
 from methods.base import Artefact, FitData, Method, Pairs, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, edited, hooked
@@ -46,9 +46,9 @@ class ITI(Method):
         sigma_h = standard deviation of theta_h . x_h                    over all texts of both sides
 
     Strength is the paper's alpha, in standard deviations. K is given as a share of all heads (the paper chooses 48 of
-    LLaMA-7B's 1,024); a share of 1 is the paper's run without a selection, and a share of 0 shifts nothing. Both texts
-    of a pair are held out together. Of probes that are equally often right, the one with the larger held-out likelihood
-    comes first (this rule is ours; on small sets most probes are tied).
+    LLaMA-7B's 1,024); a share of 1 is the paper's run without a selection. Both texts of a pair are held out together.
+    Of probes that are equally often right, the one with the larger held-out likelihood comes first (this rule is ours;
+    on small sets most probes are tied).
 
     scope: the paper shifts the last column of each forward, which with a cache is the last prompt token and then each
     new token; `generation` with `boundary` does that. `all` shifts every token, which is what the paper writes as a
@@ -100,6 +100,7 @@ class ITI(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a model whose heads cannot be taken apart, and for a setting that is not allowed."""
+        options.check_types(self)
         for option, allowed in (
             ("read", directions.Read), ("direction", ITIDirection), ("sigma", ITISigma), ("scope", ITIScope),
         ):  # fmt: skip
@@ -109,12 +110,20 @@ class ITI(Method):
                 )
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
-        if not 0 <= self.head_fraction <= 1:
-            raise SetupError(f"method.head_fraction={self.head_fraction} is outside [0, 1]; the paper's is 0.047")
+        if not 0 < self.head_fraction <= 1:
+            raise SetupError(
+                f"method.head_fraction={self.head_fraction} is outside (0, 1]; 0 would choose no head, so that every "
+                "strength is the unsteered model; the paper's is 0.047"
+            )
         if not 0 < self.held_out < 1:
             raise SetupError(f"method.held_out={self.held_out} is outside (0, 1); the paper's is 0.2")
-        for layer in range(len(layout.blocks(model))):
-            sites.heads(model, layer)
+        shapes = {sites.heads(model, layer)[1:] for layer in range(len(layout.blocks(model)))}
+        if len(shapes) > 1:
+            told = ", ".join(f"{number} of {size}" for number, size in sorted(shapes))
+            raise SetupError(
+                f"iti: the heads of {model.config.model_type} differ from block to block ({told} entries), and iti "
+                "compares them across blocks; choose itic or sadi"
+            )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the shifts sigma * theta of the chosen heads, "layers.<l>.shift" (H * d,), zero in the others.
@@ -138,8 +147,8 @@ class ITI(Method):
         shift = desired.mean(2) - undesired.mean(2)  # (L, H, d)
         length = torch.cat([desired, undesired], 2).norm(dim=-1).mean(2)  # (L, H)
         alive = shift.norm(dim=-1) > directions.SAME * length
-        count = max(1, round(self.head_fraction * alive.numel())) if self.head_fraction else 0
-        if alive.sum() < max(count, 1):
+        count = max(1, round(self.head_fraction * alive.numel()))
+        if alive.sum() < count:
             raise SetupError(
                 f"iti: the features of desired and undesired texts have the same mean in all but {int(alive.sum())} of "
                 f"{alive.numel()} heads, and {count} are to be chosen; give pairs whose texts differ where "
@@ -168,7 +177,7 @@ class ITI(Method):
             "info.unconverged_probes": torch.tensor(probed.unconverged),
             "info.held_out_texts": torch.tensor(2 * len(test)),
             "info.cut_pairs": torch.tensor(texts.cut),
-            **(separation_facts(desired[at], undesired[at]) if count else {}),
+            **separation_facts(desired[at], undesired[at]),
         }
 
     def _split(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -185,8 +194,11 @@ class ITI(Method):
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Shift the chosen heads inside the `with`. Raises SetupError for an artefact of another model."""
+        layers = range(len(layout.blocks(model)))
+        if strength and not any(f"layers.{layer}.shift" in artefact for layer in layers):
+            raise SetupError("iti: the artefact has no shift of a head; fit it again")
         with ExitStack() as stack:
-            for layer in range(len(layout.blocks(model))) if strength else ():
+            for layer in layers if strength else ():
                 key = f"layers.{layer}.shift"
                 if key not in artefact:
                     continue
@@ -199,6 +211,7 @@ class ITI(Method):
                 else:
                     matrix = layout.stream_rows(model, layer, "o").parts[0].read().float()  # (H * d, D)
                     stack.enter_context(edited({bias: bias.detach().float() + shift.to(matrix.device) @ matrix}))
+            directions.check_depth(model, artefact, self.name)
             yield Steering()
 
 

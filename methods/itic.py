@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, sites
+from methods import directions, layout, options, sites
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, edited, hooked
@@ -67,6 +67,7 @@ class ITIC(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed, and if attention's output cannot be found."""
+        options.check_types(self)
         for option, allowed in (("read", directions.Read), ("scope", ITICScope)):
             if getattr(self, option) not in get_args(allowed):
                 raise SetupError(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.adapter import AdapterMethod, adapted, adapter, factors, lora_parameters
-from methods.base import INFO, Artefact, FitData, Steering, required_pairs
+from methods.base import INFO, Artefact, FitData, Steering, required_background, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked, scope_mask
 from methods.separation import separation_facts
@@ -106,6 +106,7 @@ class KLThenSteer(AdapterMethod):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a block that the model lacks, and for a setting that is not allowed."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
         if self.epochs:
             super().check(model)
@@ -125,13 +126,8 @@ class KLThenSteer(AdapterMethod):
         """
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
-        if not any(data.background or ()):
-            raise SetupError(
-                "kl_then_steer learns to ignore its vector on ordinary texts and got "
-                f"{len(data.background or ()) or 'none'}{', all empty' if data.background else ''}; set "
-                "background=wiki, or background=texts background.path=FILE"
-            )
-        background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)
+        ordinary = required_background(data, "kl_then_steer learns to ignore its vector on ordinary texts")
+        background, cut_background = encoded_background(model, tokenizer, ordinary, self.max_tokens)
         layer = layout.layer_index(model, self.layer)
         vector, facts = _vector(model, layer, desired, undesired)
         found: Artefact = {f"layers.{layer}.direction": vector}

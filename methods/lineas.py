@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import directions, layout, maps, options, sites
-from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.base import INFO, Artefact, FitData, Method, Steering, refuse_no_change, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked
 from methods.maps import Map, Spot
@@ -135,8 +135,14 @@ class LinEAS(Method):
             )
         spots = self._spots(model)
         places = [spot.place for spot in spots]
+        directions.check_long_enough(texts.undesired, self.read, self.skip_first)
         targets = directions.pooled_at(model, texts.desired, places, read=self.read, skip_first=self.skip_first)
         learnt, losses = self._learn(model, spots, texts.undesired, targets)
+        refuse_no_change(
+            self.name,
+            [one.moved() for one in learnt],
+            f"method.sparsity={self.sparsity} leaves all maps at the identity; lower it",
+        )
         still = sum(int((one.scale == 1).logical_and(one.shift == 0).sum()) for one in learnt)
         return maps.saved(spots, learnt) | {
             INFO + "first_loss": torch.tensor(losses[0]),

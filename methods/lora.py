@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.adapter import AdapterMethod, adapter, factors, lora_parameters
-from methods.base import Artefact, FitData, required_pairs
-from methods.training import STEP_COST, encoded_pairs, foretold, mean_loss, train, trainable
+from methods.adapter import AdapterMethod, adapter, factors, lora_parameters, ups
+from methods.base import Artefact, FitData, refuse_no_change, required_pairs
+from methods.training import NO_STEP, STEP_COST, encoded_pairs, foretold, mean_loss, train, trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,4 +62,5 @@ class LoRA(AdapterMethod):
                 train(model, vector, texts.desired, self.recipe, stage=self.name)
                 facts["loss_after"] = mean_loss(model, texts.desired)
                 artefact = factors(model)
+        refuse_no_change(self.name, ups(artefact), NO_STEP)
         return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}

@@ -41,6 +41,14 @@ class Map(NamedTuple):
         ramp = EDGE * (self.high - self.low)
         return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
 
+    def moved(self) -> Tensor:
+        """Return which units (width,) the map changes: it is not the identity, nor is its support a single value."""
+        found = (self.scale != 1) | (self.shift != 0)
+        if self.low is None or self.high is None:
+            return found
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        return found & (self.high - self.low > directions.SAME * size)
+
     def to(self, device: torch.device) -> "Map":
         """Return the same map on another device."""
         return Map(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
-from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods import directions, layout, options
+from methods.base import Artefact, FitData, Method, Steering, required_background, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
 from methods.separation import separation_facts
@@ -72,6 +72,7 @@ class MeanCentring(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(directions.Read)),
@@ -97,12 +98,8 @@ class MeanCentring(Method):
         the means of target and background texts are the same.
         """
         self.check(model)
-        pairs, background = required_pairs(data, self.name), data.background
-        if not background:
-            raise SetupError(
-                "mean_centring subtracts the mean of ordinary texts and got no such text; set background=wiki, "
-                "or background=texts background.path=FILE"
-            )
+        pairs = required_pairs(data, self.name)
+        background = required_background(data, "mean_centring subtracts the mean of ordinary texts")
         layer = layout.layer_index(model, self.layer)
 
         def pooled(texts: list[Text], read: directions.Read) -> Tensor:  # (N, D)

@@ -1,6 +1,10 @@
 """Checks of a method's hyper-parameters, for `Method.check`."""
 
+import math
 from collections.abc import Callable, Collection
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from methods.errors import SetupError
 
@@ -26,3 +30,28 @@ def check_number(option: str, value: object, holds: Callable[[float], bool], wor
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
     if not number or not holds(value):  # type: ignore[arg-type]
         raise SetupError(f"method.{option}={value!r}: expected a number {words}")
+
+
+def check_flag(option: str, value: object) -> None:
+    """Raises SetupError if an option is neither true nor false; any other text would count as true."""
+    if not isinstance(value, bool):
+        raise SetupError(f"method.{option}={value!r}: expected true or false")
+
+
+def check_types(method: Any) -> None:
+    """Raises SetupError if an option that is a flag, a whole number or a number holds something else, or NaN.
+
+    method: a dataclass of options. Options of other types, such as choices and lists, are not looked at.
+    """
+    for one in fields(method):
+        value, types = getattr(method, one.name), {one.type}
+        if get_origin(one.type) is UnionType:
+            types = set(get_args(one.type))
+        if not types <= {bool, int, float, NoneType} or (value is None and NoneType in types):
+            continue
+        if bool in types:
+            check_flag(one.name, value)
+        elif float not in types:
+            check_whole(one.name, value)
+        elif not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
+            raise SetupError(f"method.{one.name}={value!r}: expected a number")

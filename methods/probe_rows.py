@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import layout
+from methods import layout, options
 from methods.base import (
     DESIRED,
     INFO,
@@ -138,6 +138,7 @@ class ProbeRows(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError for a layer that the model lacks or an option outside its range."""
+        options.check_types(self)
         self._site(model)
         if not 0 < self.row_fraction <= 1:
             raise SetupError(f"method.row_fraction={self.row_fraction} is outside (0, 1]; the paper's is 0.0465")

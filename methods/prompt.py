@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods import options
 from methods.base import Artefact, FitData, Method, Steering
 from methods.errors import SetupError
 
@@ -45,6 +46,7 @@ class Prompt(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError when the grid names a prompt that does not exist, or a prompt is empty."""
         del model
+        options.check_types(self)
         for number in self.strengths:
             if not self._chosen(number).strip():
                 raise SetupError(f"method.prompts: prompt {number} is empty; write one or take it out of the list")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import directions, options, vectors
-from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.base import Artefact, FitData, Method, Steering, required_background, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, hooked
 from methods.tokens import encode, encode_pairs
@@ -88,6 +88,7 @@ class PSA(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
+        options.check_types(self)
         vectors.block_range(model, self.first_layer, self.last_layer)
         options.check_choice("read", self.read, get_args(directions.Read))
         options.check_choice("mechanism", self.mechanism, get_args(Mechanism))
@@ -121,12 +122,8 @@ class PSA(Method):
         there is no noise, for pairs whose mean difference is zero.
         """
         self.check(model)
-        pairs, background = required_pairs(data, self.name), data.background
-        if not background:
-            raise SetupError(
-                "psa takes its clipping norm and its unit from public texts and got none; set background=wiki, or "
-                "background=texts background.path=FILE"
-            )
+        pairs = required_pairs(data, self.name)
+        background = required_background(data, "psa takes its clipping norm and its unit from public texts")
         layers = vectors.block_range(model, self.first_layer, self.last_layer)
         public, cut_background = encode(model, tokenizer, [""] * len(background), background)
         norms = directions.residual_norms(model, public, layers)  # (L,)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.intervention import Hook, adding, hooked
 from methods.tokens import encode_pairs
@@ -51,6 +51,7 @@ class RandomDirection(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have."""
+        options.check_types(self)
         layout.layer_index(model, self.layer)
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:

@@ -85,6 +85,7 @@ class RepE(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
+        options.check_types(self)
         vectors.block_range(model, self.first_layer, self.last_layer)
         options.check_choice("read", self.read, get_args(directions.Read))
         options.check_choice("center", self.center, get_args(Center))
@@ -143,7 +144,8 @@ class RepE(Method):
             what = "do not differ from one another" if differences.any() else "are all zero"
             raise SetupError(
                 f"repe: the pairs' differences at block {layer} {what} (center={self.center}), so they have no "
-                "principal direction; give pairs that differ where method.read looks, or set method.center=false"
+                "principal direction; give pairs that differ where method.read looks"
+                + (", or set method.center=false" if self.center is not False and differences.any() else "")
             )
         sides = (differences.double() @ axes[0]).sign()  # (N,)
         majority = sides.sum() if sides.sum() else differences.double().mean(0) @ axes[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, sites
+from methods import directions, layout, options, sites
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import hooked, scope_mask, stopped_after
@@ -83,6 +83,7 @@ class SADI(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a model without such elements, and for a setting that is not allowed."""
+        options.check_types(self)
         for option, allowed in (("element", Element), ("read", directions.Read), ("scope", SADIScope)):
             if getattr(self, option) not in get_args(allowed):
                 raise SetupError(
@@ -237,6 +238,11 @@ def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Ma
         if looking:
             return
         (args, kwargs), given = given, ((), {})
+        if not args and not kwargs:  # `methods.blockwise` runs a block alone
+            raise SetupError(
+                "sadi: method.frozen=true reads each prompt twice from its first block to its last, and this fit runs "
+                "one block at a time, as act does; put act before sadi, or set method.causal=false for act"
+            )
         ids = args[0] if args else kwargs["input_ids"] if "input_ids" in kwargs else kwargs["inputs_embeds"]
         if not last_prompt_token(ids.shape[1]).any():
             return

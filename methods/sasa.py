@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.base import Artefact, Demand, FitData, Method, Steering, required_pairs
 from methods.decoding import Step, most_probable
 from methods.errors import SetupError
@@ -73,6 +73,7 @@ class SASA(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a model in which no token can be tried ahead, and for an option outside its range."""
+        options.check_types(self)
         layout.final_norm(model)
         layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
         if any(getattr(layer, "is_sliding", False) for layer in layers):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods import options
 from methods.adapter import adapter, lora_parameters
 from methods.base import Artefact, Demand, FitData, Method, Steering, later
 from methods.errors import SetupError, require
@@ -124,6 +125,7 @@ class SecurityVector(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, a rank below 1 or a negative weight, and without peft."""
         del model
+        options.check_types(self)
         _require_peft()
         check_recipe(self.recipe)
         if self.vector_epochs:
@@ -165,7 +167,7 @@ class SecurityVector(Method):
                         for name, texts in (("harmful", harmful), ("background", background))
                     }
                 trained = train(model, weights, user, self.recipe, stage="examples")
-                artefact = change(parameters, trained, before)
+                artefact = change(parameters, trained, before, self.name)
                 with lora.disable_adapter():
                     facts["harmful_loss_after"] = mean_loss(model, harmful)
             vector = {f"adapter.{name}": p.detach().clone() for name, p in lora_parameters(model).items()}

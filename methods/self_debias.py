@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods import options
 from methods.base import Artefact, Demand, FitData, Method, Steering
 from methods.decoding import Step, by_pieces
 from methods.errors import SetupError
-from methods.tokens import longest_text
+from methods.tokens import check_known, longest_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,18 @@ class SelfDebias(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a template without {}, an empty list of descriptions, and an epsilon out of range."""
         del model
+        options.check_types(self)
         if self.template.count("{}") != 1:
             raise SetupError(
                 f"method.template={self.template!r}: write {{}} once, in the place of the unwanted attribute"
             )
         if isinstance(self.unwanted, str) or not self.unwanted or not all(one.strip() for one in self.unwanted):
             raise SetupError("method.unwanted: expected a list of one or more descriptions, none of them empty")
-        if not 0 < self.epsilon <= 1:
-            raise SetupError(f"method.epsilon={self.epsilon}: expected a factor above 0 and at most 1; paper: 0.01")
+        if not 0 < self.epsilon < 1:
+            raise SetupError(
+                f"method.epsilon={self.epsilon}: expected a factor above 0 and below 1, at which no probability would "
+                "fall; paper: 0.01"
+            )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the tokens of each announcement, as "announcement.0" and so on.
@@ -87,6 +92,7 @@ class SelfDebias(Method):
         found, limit = {}, longest_text(model)
         for number, one in enumerate(self.unwanted):
             ids = list(tokenizer(self.template.replace("{}", one)).input_ids)
+            check_known(model, tokenizer, ids)
             if limit is not None and len(ids) >= limit:
                 raise SetupError(
                     f"method.unwanted: the announcement {number + 1} has {len(ids)} tokens, the model reads {limit}; "

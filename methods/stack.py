@@ -12,6 +12,8 @@ from methods.base import INFO, Artefact, Demand, FitData, Method, Steering
 from methods.decoding import Step, Streams
 from methods.errors import SetupError
 
+KEEPS_MODEL = {"none", "prompt", "decoding"}  # families that change neither weights nor what goes on inside the model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stack(Method):
@@ -19,7 +21,8 @@ class Stack(Method):
 
     Model Surgery stacks two of its edits in this way: the second probe is trained on the model that the first edit left
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are joined in order, and functions of the next
-    logits run in order.
+    logits run in order. Only a part that also reads the texts with other weights (DExperts) comes after all parts that
+    change the model, so that its experts are steered as the model is.
 
     All parts learn from the same data, except those that have their own (`FitData.parts`; in a command, `part_data`).
     In this way two behaviours can be stacked, each with its own texts. The paper reports three models: LLaMA2-7B as it
@@ -80,6 +83,14 @@ class Stack(Method):
             )
         for part in self.parts.values():
             part.check(model)
+        single = list(_single(self))
+        for number, (name, part) in enumerate(single):
+            later = [other for other, one in single[number + 1 :] if one.family not in KEEPS_MODEL]
+            if part.family == "decoding" and part.demand().copies and later:
+                raise SetupError(
+                    f"method.parts: {later[0]} comes after {name}, which also reads the texts with other weights, and "
+                    f"whether {later[0]} would act on them depends on its form; put {name} last"
+                )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return each part's artefact under its name: "first.probe", and its facts as "info.first.probe_norm"."""
@@ -108,6 +119,12 @@ class Stack(Method):
                 _in_order(functions) if functions else None,
                 _together([one.demand for one in steerings]),
             )
+
+
+def _single(stack: Stack) -> Iterator[tuple[str, Method]]:
+    """Return the parts in their order with their names, and of a stack inside the stack its own parts."""
+    for name, part in stack.parts.items():
+        yield from _single(part) if isinstance(part, Stack) else [(name, part)]
 
 
 def _together(demands: Sequence[Demand]) -> Demand:

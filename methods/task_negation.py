@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods import options
 from methods.base import Artefact, Demand, FitData, Method, Steering
 from methods.errors import SetupError
 from methods.optimiser import OptimizerName
@@ -65,7 +66,7 @@ class TaskNegation(Method):
         )
 
     def passes(self) -> float:
-        """Count a training step per epoch, and two readings for the loss before and after."""
+        """Return the passes over the data: STEP_COST per epoch, and two for the loss before and after."""
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
@@ -79,6 +80,7 @@ class TaskNegation(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing."""
         del model
+        options.check_types(self)
         check_recipe(self.recipe)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

@@ -6,13 +6,14 @@ the continuation's tokens are all that contain one of its characters: a token th
 continuation.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Pairs
-from methods.errors import SetupError, refuse_one_text
+from methods.errors import SetupError, check_texts
 
 
 class Text(NamedTuple):
@@ -72,9 +73,52 @@ def split(
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the model was made to read at most; None if its config names no limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    """Return how many tokens the model was made to read at most; None if its config names no limit.
+
+    It is the smaller of `max_position_embeddings` and `longest_alike`.
+    """
+    config = model.config.get_text_config()
+    limits = getattr(config, "max_position_embeddings", None), longest_alike(config)
+    return min((int(limit) for limit in limits if limit is not None), default=None)
+
+
+def longest_alike(config: Any) -> int | None:
+    """Return up to how many tokens a text is read in one way, whatever other texts are beside it; None: of any length.
+
+    config: that of the text model. With rotary positions of the kind "longrope" (Phi-3, 128k), transformers turns all
+    rows of a batch by the long factors if the longest row exceeds `original_max_position_embeddings`, else by the short
+    ones. Doge attends to the `keep_window_size` strongest columns, and padding takes part in a batch that is wider.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, Mapping))]  # of all layers, or of each type
+    limits = [one.get("original_max_position_embeddings") for one in kinds if one.get("rope_type") == "longrope"]
+    limits.append(getattr(config, "keep_window_size", None))
+    return min((int(limit) for limit in limits if limit is not None), default=None)
+
+
+steered: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
+"""Models that `LM.steered` changes now (bench.model.lm)."""
+
+
+def check_unsteered(model: PreTrainedModel) -> None:
+    """Raises SetupError inside `with lm.steered(...)`, where a fit would learn from the steered model."""
+    if model in steered:
+        raise SetupError(
+            "this model is steered now, and a method would learn from what it does then; fit before "
+            "`with lm.steered(...)`, or put the methods into one (`methods.Stack`), which fits each on those before it"
+        )
+
+
+def check_known(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> None:
+    """Raises SetupError for a token that the tokenizer has, and the model has not."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    unknown = next((one for one in ids if one >= rows), None)
+    if unknown is not None:
+        raise SetupError(
+            f"a text holds {tokenizer.convert_ids_to_tokens(unknown)!r}, token {unknown} of the tokenizer, but the "
+            f"model has embeddings of {rows} tokens; give the tokenizer of this model, or leave such texts out"
+        )
 
 
 def encode(
@@ -89,9 +133,14 @@ def encode(
     A text that is too long loses tokens of its prompt from the left, after BOS; if its continuation by itself is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
     """
-    refuse_one_text(prompts, "prompts")
-    refuse_one_text(continuations, "texts")
-    texts = _some(tokenizer, split(tokenizer, prompts, continuations))
+    check_texts(prompts, "prompts")
+    check_texts(continuations, "texts")
+    if len(prompts) != len(continuations):
+        raise SetupError(
+            f"{len(prompts)} prompts and {len(continuations)} texts do not belong together; give equally many, in the "
+            "same order"
+        )
+    texts = _readable(model, tokenizer, split(tokenizer, prompts, continuations))
     cut = [_cut([text], _limit(model, max_tokens))[0] for text in texts]
     return cut, sum(len(short.tokens) < len(text.tokens) for short, text in zip(cut, texts, strict=True))
 
@@ -105,7 +154,8 @@ def encode_pairs(
     off.
     """
     limit = _limit(model, max_tokens)
-    wholes = [_some(tokenizer, split(tokenizer, pairs.prompt, texts)) for texts in (pairs.desired, pairs.undesired)]
+    both = pairs.desired, pairs.undesired
+    wholes = [_readable(model, tokenizer, split(tokenizer, pairs.prompt, texts)) for texts in both]
     desired, undesired, cut = [], [], 0
     for number, whole in enumerate(zip(*wholes, strict=True), 1):
         one, other = _cut(whole, limit)
@@ -129,8 +179,14 @@ def _limit(model: PreTrainedModel, max_tokens: int | None) -> int | None:
     return min(limits, default=None)
 
 
-def _some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Text]:
-    """Return the texts, with the end-of-text token in place of an empty one, since a model needs a token."""
+def _readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Text]:
+    """Return the texts, with the end-of-text token in place of an empty one, since a model needs a token.
+
+    Raises SetupError for a token that the model lacks, and for a model that is steered now.
+    """
+    check_unsteered(model)
+    for text in texts:
+        check_known(model, tokenizer, text.tokens)
     end: Any = tokenizer.eos_token_id
     if end is None and not all(text.tokens for text in texts):
         raise SetupError(

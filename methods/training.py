@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import FEWEST_PAIRS, Artefact, Examples, Pairs, write
+from methods.base import FEWEST_PAIRS, Artefact, Examples, Pairs, refuse_no_change, write
 from methods.broken import reading
 from methods.errors import SetupError, refuse_one_text
 from methods.intervention import Positions, at, edited, exchanged
@@ -33,6 +33,10 @@ from methods.training_memory import TrainingMemory, announce, training_memory, w
 
 CHECKPOINT_EVERY_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.1  # the largest share of the time that goes into saving the state, which is slow for a large model
+NO_STEP = (
+    "the training took no step, or its gradients vanish or overflow; bring method.learning_rate and the weights of the "
+    "loss nearer to their defaults"
+)
 STEP_COST = 3  # rough cost of a training step, in forwards over the same tokens
 
 
@@ -90,6 +94,7 @@ def encoded(
     texts = [text._replace(prompt=max(text.prompt, 1)) for text in found]  # nothing predicts the first token
     texts = [text for text in texts if len(text.tokens) > text.prompt]
     if not texts:
+        advice = _raise_limit(cut, max_tokens) or advice
         raise SetupError(f"no {what} with a completion to learn; {advice}")
     return texts, cut
 
@@ -107,9 +112,14 @@ def encoded_pairs(
     if len(kept) < FEWEST_PAIRS:
         raise SetupError(
             f"{len(kept) or 'no'} pair whose texts both have a continuation to learn, and at least {FEWEST_PAIRS} are "
-            "needed; choose another set (conf/pairs)"
+            f"needed; {_raise_limit(found.cut, max_tokens) or 'choose another set (conf/pairs)'}"
         )
     return EncodedPairs([desired for desired, _ in kept], [undesired for _, undesired in kept], found.cut)
+
+
+def _raise_limit(cut: int, max_tokens: int) -> str:
+    """Return the advice if texts were cut, else an empty text."""
+    return f"{cut} were cut to method.max_tokens={max_tokens}, so raise it" if cut else ""
 
 
 def encoded_background(
@@ -214,19 +224,23 @@ def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
         scale /= 2
 
 
-def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], before: Sequence[Tensor]) -> Artefact:
+def change(
+    parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], before: Sequence[Tensor], method: str
+) -> Artefact:
     """Return what was added to each parameter, by name, as "change.<name>", on the CPU.
 
     The difference is computed in fp32. For a 16-bit parameter it is kept in bfloat16, so that it takes no more memory
     than the parameter. That rounds it by at most a 256th, and a change is much smaller than its weight. float16 has too
     small a range.
 
-    trained: the new value of each parameter, as `train` returns it. before: the old value, on the CPU.
+    trained: the new value of each parameter, as `train` returns it. before: the old value, on the CPU. Raises
+    SetupError, in the name of `method`, if nothing was added to any of them.
     """
     found: Artefact = {}
     for (name, parameter), now, then in zip(parameters.items(), trained, before, strict=True):
         added = now.detach().cpu() - then.to(now.dtype)
         found[f"change.{name}"] = (added.to(torch.bfloat16) if parameter.dtype in HALF else added).contiguous()
+    refuse_no_change(method, found.values(), NO_STEP)
     return found
 
 
@@ -409,7 +423,7 @@ def fine_tuned(
             saved = {one: value.to(one.device) for one, value in zip(weights, before, strict=True)}
             penalty = keeping(model, lambda: exchanged(saved), background, recipe, kl_weight)
         trained = train(model, weights, texts, recipe, stage=stage, penalty=penalty)
-        artefact = change(parameters, trained, before)
+        artefact = change(parameters, trained, before, stage)
         facts = {"loss_before": loss_before, "loss_after": mean_loss(model, texts), "foretold_memory_bytes": memory}
     return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
 

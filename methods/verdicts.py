@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from methods.base import INFO, Artefact
 from methods.positions import current_positions
 
 
@@ -44,3 +45,13 @@ class Verdict:
         if positions.noted is not None:
             positions.noted[self] = verdict
         return verdict
+
+
+def extremes(opened: Tensor) -> Artefact:
+    """Return the facts "never_opens" or "always_open" of a gate; none if it is open for some texts and not for others.
+
+    opened: the share of each text, or of each set of texts, for which the gate is open.
+    """
+    if not opened.any():
+        return {INFO + "never_opens": torch.tensor(1)}
+    return {INFO + "always_open": torch.tensor(1)} if bool((opened == 1).all()) else {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import word_list
+from methods import options, word_list
 from methods.base import Artefact, FitData, Method, Pairs, Steering, required_pairs
 from methods.decoding import Step
 from methods.errors import SetupError
@@ -93,6 +93,7 @@ class WordFilter(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a list that cannot be read, and for numbers that leave no word."""
         del model
+        options.check_types(self)
         if self.count < 1 or self.min_texts < 1 or not math.isfinite(self.min_log_odds):
             raise SetupError(
                 f"method.count={self.count}, method.min_texts={self.min_texts}, method.min_log_odds="

@@ -271,7 +271,9 @@ class LM:
         Raises SetupError for a strength that is no finite number, and for a model that is steered already, by this LM
         or another one, in this thread or another one.
         """
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
+        endless = getattr(method, "family", None) == "decoding"  # a logit may be lowered without end
+        number = isinstance(strength, Real) and not isinstance(strength, bool) and not math.isnan(strength)
+        if not number or (math.isinf(strength) and not endless):
             raise SetupError(f"strength={strength!r} of {method.name}: expected a finite number, such as 1.5")
         if strength == 0:
             yield self

@@ -309,7 +309,7 @@ def test_wrong_settings():
         ({"scope": "front"}, "allowed are generation, prompt, all"),
         ({"skip_first": -1}, "is negative"),
         ({"norm": 0}, "method.norm=0: expected a length above 0"),
-        ({"norm": float("nan")}, "method.norm=nan: expected a length above 0"),
+        ({"norm": float("nan")}, "method.norm=nan: expected a number"),
         ({"layer": 5}, "layer 5 out of range"),
     ):
         with pytest.raises(SetupError, match=message):

@@ -39,6 +39,13 @@ def test_the_edge_of_a_nucleus_by_hand():
         assert float(nucleus_edge(logits, top_p)) == pytest.approx(wanted, abs=1e-4), top_p
 
 
+def test_at_a_top_p_of_1_every_token_is_inside():
+    """The fp32 probabilities of the first tokens add up to 1 before the last, and the rest must not drop out."""
+    logits = 6 * torch.randn(4, 20_000, generator=torch.Generator().manual_seed(0))
+    assert (nucleus_edge(logits, 1.0) < logits).all()
+    assert most_probable(logits, 1.0, 20_000)[1].all()
+
+
 def test_the_edge_moves_little_when_a_token_enters():
     logits = 3 * torch.randn(1, 500, generator=torch.Generator().manual_seed(1))
     border = float(logits.softmax(-1).sort(descending=True).values[0, :20].double().sum())

@@ -261,7 +261,7 @@ def test_an_artefact_of_another_model_or_option():
         ({"top_p": 0}, "above 0 and at most 1"),
         ({"top_p": 1.1}, "method.top_p=1.1"),
         ({"outside": -1}, "nats, 0 or more"),
-        ({"outside": math.nan}, "nats, 0 or more"),
+        ({"outside": math.nan}, "method.outside=nan: expected a number"),
         ({"edge": -1}, "nats, 0 or more"),
         ({"edge": math.inf}, "nats, 0 or more"),
         ({"epochs": 0}, "epochs and batch size must be at least 1"),

@@ -3,6 +3,7 @@ import torch
 
 from methods import directions, layout, sites
 from methods.directions import mean_difference, mean_norm, pooled_features
+from methods.errors import SetupError
 from methods.intervention import record
 from methods.sites import Place
 from methods.tokens import Text, split
@@ -94,6 +95,33 @@ def test_mean_norm_is_a_mean_of_lengths_not_the_length_of_a_mean():
     assert mean_norm(model, TEXTS[:2], 2, read="continuation", skip_first=1, batch_size=1) == pytest.approx(found)
 
 
+def test_texts_that_are_only_the_first_token_have_no_length():
+    """The first token is an attention sink: averaged in, it made the unit of strength 10 to 20 times too large."""
+    model, short = tiny_model(), Text([9], 0)
+    found = mean_norm(model, [*TEXTS, short], 2, read="continuation", skip_first=1)
+    assert found == mean_norm(model, TEXTS, 2, read="continuation", skip_first=1)
+    assert mean_norm(model, [short], 2, read="continuation", skip_first=0) > 0
+    with pytest.raises(SetupError, match="all 2 texts end within their first token, .* give longer texts"):
+        mean_norm(model, [short, short], 2, read="continuation", skip_first=1)
+
+
+@pytest.mark.parametrize(
+    ("read", "skip_first", "count"),
+    [("all", 1, 1), ("continuation", 1, 1), ("continuation", 9, 1), ("last", 2, 1), ("all", 2, 2)],
+)
+def test_a_text_that_is_left_out_as_a_whole_is_refused(read, skip_first, count):
+    model = tiny_model()
+    texts, places = [*TEXTS, Text([9], 1)], [Place(layout.blocks(model)[1], "output", layout.width(model))]
+    for call in (
+        lambda: pooled_features(model, texts, [1], read=read, skip_first=skip_first),
+        lambda: directions.pooled_at(model, texts, places, read=read, skip_first=skip_first),
+    ):
+        with pytest.raises(SetupError, match=rf"^{count} of 5 texts .*method.skip_first={skip_first} .*skip_first=0"):
+            call()
+    found = pooled_features(model, texts, [1], read=read, skip_first=skip_first, short="last")[0, -1]
+    torch.testing.assert_close(found, stream(model, [9], 1)[0], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_planted_sink_dominates_what_includes_it(architecture):
     """The helper other tests rely on: the sink is where it should be, and an ordinary token is not."""
@@ -117,7 +145,7 @@ def test_planted_sink_dominates_what_includes_it(architecture):
 @pytest.mark.parametrize("read", ["all", "continuation", "last"])
 def test_places_are_pooled_as_blocks_are(read):
     model = tiny_model()
-    texts = [Text([5, 6, 7, 8, 9], 2), Text([7, 8, 9], 1), Text([3], 0)]
+    texts = [Text([5, 6, 7, 8, 9], 2), Text([7, 8, 9], 1), Text([3, 4], 2)]
     blocks = [Place(block, "output", layout.width(model)) for block in layout.blocks(model)]
     found = directions.pooled_at(model, texts, blocks, read=read, skip_first=1)
     wanted = directions.pooled_features(model, texts, range(len(blocks)), read=read, skip_first=1)

@@ -1,6 +1,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from bench.model.sampling import prefill, sample
 from bench.records import identity
 from methods import directions, layout, sites
 from methods.ablation import Ablation
+from methods.act import AcT
 from methods.act_add import ActAdd
 from methods.base import FitData, Method, Pairs, Steering, facts
 from methods.caa import CAA
@@ -25,6 +27,7 @@ from methods.errors import SetupError
 from methods.gate import Gate, Sets, chosen, cross_validated, regression, similarity, weighed
 from methods.intervention import Hook, Positions, adding, at, edited, hooked, record, wrapped
 from methods.repe import RepE
+from methods.stack import Stack
 from tests.methods.test_contract import DATA, PAIRS
 from tests.tiny import CORPUS, tiny_lm
 
@@ -34,6 +37,7 @@ ENDS = [" the old tree"] * len(PROMPTS)
 INNER = CAA(layer=LAYER)
 GATE = Gate(inner=INNER, condition_layer=1)
 STRENGTH = 3.0
+POOLED_AT = directions.pooled_at
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,22 @@ def between(lm: LM, artefact, prompts: Sequence[str] = PROMPTS):
     ordered = sorted(sims)
     cut = (ordered[1] + ordered[2]) / 2
     return artefact | {"threshold": torch.tensor(cut), "above": torch.tensor(1.0)}, [one > cut for one in sims]
+
+
+@pytest.mark.parametrize("where", ["attention", "block"])
+def test_a_method_that_is_fitted_block_by_block_behind_a_gate(lm, where, monkeypatch):
+    """AcT runs a block on all batches before the next: each batch keeps its own verdicts."""
+    whole = GATE.fit(lm.model, lm.tokenizer, FitData(**DATA))
+    threshold = between(lm, whole, PAIRS.prompt)[0]["threshold"]
+    parts = {"gate": replace(GATE, threshold=float(threshold), when="above"), "act": AcT(where=where)}
+    found = []
+    for size in (100, 5, 3):
+        monkeypatch.setattr(directions, "pooled_at", partial(POOLED_AT, batch_size=size))
+        found.append(Stack(parts=parts, at={"gate": STRENGTH, "act": 1.0}).fit(lm.model, lm.tokenizer, FitData(**DATA)))
+    assert 0 < found[0]["info.gate.open_prompts"] < 1
+    for key in (key for key in found[0] if key.startswith("act.") and key.endswith(("scale", "shift"))):
+        for other in found[1:]:
+            torch.testing.assert_close(other[key], found[0][key], atol=1e-4, rtol=1e-4, msg=key)
 
 
 def set_to(artefact, threshold: float):

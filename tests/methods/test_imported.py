@@ -15,6 +15,7 @@ from bench.export import gguf as as_gguf
 from bench.export import lm_eval as as_lm_eval
 from bench.export.effect import Steered, measure
 from bench.model.lm import LM
+from bench.model.log_likelihood import log_likelihood
 from bench.records import identity
 from bench.selftest.__main__ import examine
 from bench.selftest.subject import Subject
@@ -152,6 +153,21 @@ def test_caa_file_acts_after_the_prompt(tmp_path, lm):
     assert torch.equal(got[: AT_PROMPT - 1], plain[: AT_PROMPT - 1]) and not torch.equal(got[-1], plain[-1])
     everywhere = replace(method, scope="all")
     assert torch.equal(logits(lm, everywhere, fit(everywhere, lm)), caa_logits(lm, vector))
+
+
+@pytest.mark.parametrize("scope", ["all", "prompt", "generation"])
+@pytest.mark.parametrize("action", ["add", "clamp"])
+def test_a_module_that_has_rows_and_tokens_on_one_axis(tmp_path, action, scope):
+    """OPT's MLP: the row of a batch and the position in it are found all the same."""
+    lm = tiny_lm("opt")
+    entry = {"steering_vector": drawn(lm), "steering_coefficient": 3.0, "action": action}
+    method = Imported(path=saved(tmp_path / "v.pt", {"decoder.layers.1.fc2": entry}), scope=scope)
+    with lm.steered(method, fit(method, lm), 1.0) as steered:
+        prompts = ["The quick brown fox", "A bird"]
+        both = log_likelihood(steered, prompts, [" jumps over"] * 2)
+        alone = [log_likelihood(steered, [one], [" jumps over"])[0] for one in prompts]
+    assert [one.logprob for one in both] == [pytest.approx(one.logprob, abs=1e-3) for one in alone]
+    assert both != log_likelihood(lm, prompts, [" jumps over"] * 2)
 
 
 def test_refusal_direction_adds_at_the_input_of_its_block(tmp_path, lm):
@@ -435,7 +451,7 @@ def test_our_gguf_of_a_deeper_model_is_refused(tmp_path):
     del layout.blocks(other.model)[-1]
     other.model.config.num_hidden_layers = 4
     layout.declare(other.model, None)
-    with pytest.raises(SetupError, match="it is of a model of 5 blocks, and this one has 4"):
+    with pytest.raises(SetupError, match="it says that the model has 5 blocks, and this one has 4"):
         Imported(path=str(tmp_path / "v.gguf")).check(other.model)
 
 

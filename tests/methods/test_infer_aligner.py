@@ -246,3 +246,10 @@ def test_an_artefact_of_another_model_or_of_other_layers():
     with pytest.raises(SetupError, match=r"without layers\.2\.direction was not fitted on this model at this layer"):
         with InferAligner(first_layer=1, last_layer=2).apply(lm.model, artefact, 1):
             pass
+
+
+def test_gates_that_are_always_open_or_never():
+    lm, told = tiny_lm(), {-1e30: "info.always_open", 0.5: None, 1e30: "info.never_opens"}
+    for open_at, key in told.items():
+        found = InferAligner(open_at=open_at).fit(lm.model, lm.tokenizer, FitData(PAIRS))
+        assert {one for one in found if one in told.values()} == {key} - {None}

@@ -3,7 +3,15 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MistralConfig, OPTConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    CodeGenConfig,
+    Llama4TextConfig,
+    MistralConfig,
+    MptConfig,
+    OPTConfig,
+    Qwen2Config,
+)
 from transformers.pytorch_utils import Conv1D
 
 from methods import layout
@@ -227,8 +235,8 @@ def test_a_declared_order_of_q_k_v_must_not_contradict_the_model():
     [
         ({"value": "mlp.gate_proj"}, "writes the residual stream has 36 outputs"),
         ({"gate": "mlp.down_proj"}, "36 inputs"),
-        ({"norm": "lm_head"}, "this module has a matrix"),
-        ({"norm": "model.embed_tokens"}, "this module has a matrix"),
+        ({"norm": "lm_head"}, r"this module \(\w+\) has a matrix"),
+        ({"norm": "model.embed_tokens"}, r"this module \(\w+\) has a matrix"),
     ],
 )
 def test_a_matrix_of_another_width_cannot_be_declared(parts, told):
@@ -270,6 +278,17 @@ def test_a_depth_that_no_list_has_is_refused_with_what_is_there():
         ({"blocks": "model.norm"}, r"model\.layout\.blocks=model\.norm: this is a LlamaRMSNorm; expected a ModuleList"),
         ({"norm": "model.nrm"}, r"model\.layout\.norm=model\.nrm: LlamaForCausalLM has no such module"),
         ({"fused": "striped"}, r"model\.layout\.fused='striped': allowed are stacked, groups, null"),
+        ({"fused": "stacked"}, r"model\.layout\.fused=stacked: q, k and v are matrices of their own here"),
+        ({"gate": 3}, r"model\.layout\.gate=3: expected the name of a matrix, or a list of names"),
+        ({"gate": ["mlp.up_proj", 3]}, r"model\.layout\.gate=.*: expected the name of a matrix, or a list of names"),
+        ({"gate": ["mlp.gate_proj"] * 2}, r"model\.layout\.gate=.*: a matrix is named twice"),
+        ({"norm": ""}, r"model\.layout\.norm=: this module \(LlamaForCausalLM\) has a matrix; expected the norm"),
+        (
+            {"norm": "model.rotary_emb"},
+            r"this module \(LlamaRotaryEmbedding\) has no weight; expected .* of 36 numbers",
+        ),
+        ({"norm": "model.layers.0.input_layernorm"}, r"this module \(LlamaRMSNorm\) is inside a block; expected"),
+        ({"norm": "model.layers.0.mlp.act_fn"}, r"this module \(SiLUActivation\) is inside a block; expected"),
     ],
 )
 def test_a_declaration_that_fits_nothing_is_refused(parts, told):
@@ -287,3 +306,117 @@ def test_a_part_of_a_parameter_is_written_whole_in_one_edit():
     (parameter,) = new
     assert torch.equal(new[parameter], torch.cat([gate.read() + 1, up.read() - 1]))
     assert gate.parts[0].parameter is up.parts[0].parameter is parameter
+
+
+def test_only_a_norm_of_the_width_can_be_declared():
+    model = tiny_model()
+    model.model.other, model.model.short = copy.deepcopy(model.model.norm), nn.LayerNorm(8)
+    layout.declare(model, {"norm": "model.other"})
+    assert layout.final_norm(model) is model.model.other
+    with pytest.raises(SetupError, match=r"norm=model\.short: .* has weights of the sizes \(8,\), \(8,\); expected"):
+        layout.declare(model, {"norm": "model.short"})
+    assert layout.final_norm(model) is model.model.norm  # a refused declaration leaves nothing behind
+
+
+def test_a_norm_of_the_embeddings_is_not_the_final_one():
+    """It is made after the blocks in Bart, and nothing follows the blocks there."""
+    model = tiny_model()
+    model.model.embedding_norm = model.model._modules.pop("norm")
+    layout.declare(model, None)
+    assert layout.of(model).norm == "model.embedding_norm"  # as LFM2 calls its final norm
+    model.model.layernorm_embedding = model.model._modules.pop("embedding_norm")
+    layout.declare(model, None)
+    assert layout.of(model).norm is None
+
+
+@pytest.mark.parametrize(("one", "other"), [("gate", "up"), ("up", "gate")])
+def test_a_gate_declared_as_what_was_found_as_up_leaves_the_rest(one, other):
+    """Both would be taken for one matrix that holds both, and half of its rows for each."""
+    model = tiny_model()
+    mlp = layout.blocks(model)[0].mlp
+    for name in (f"mlp.{other}_proj", f"mlp.{other}_proj.weight"):
+        layout.declare(model, {one: name})
+        assert torch.equal(layout.stream_rows(model, 0, one).read(), mlp.get_submodule(f"{other}_proj").weight)
+        assert torch.equal(layout.stream_rows(model, 0, other).read(), mlp.get_submodule(f"{one}_proj").weight)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parts", "told"),
+    [
+        ("llama", {"q": "self_attn.k_proj"}, "k_proj would be that of q and k, .* that of k; declare all of q, k,"),
+        ("llama", {"value": "self_attn.o_proj"}, "o_proj would be that of value and o, .* declare all of value, o,"),
+        ("llama", {"gate": "mlp.up_proj", "up": "mlp.up_proj"}, "one matrix for both would have 88 outputs.* has 44;"),
+        ("phi3", {"up": []}, "gate_up_proj would be that of gate, .* that of gate and up; declare all of gate, up,"),
+        ("gpt2", {"v": "attn.c_attn", "k": []}, "c_attn would be that of q and v, .* that of q and k and v; declare"),
+        ("gpt2", {"q": [], "k": [], "v": "attn.c_attn"}, "c_attn would be that of v, .* that of q and k and v;"),
+    ],
+)
+def test_a_matrix_is_of_one_kind_or_of_all_that_share_it(architecture, parts, told):
+    with pytest.raises(SetupError, match=told):
+        layout.declare(architectures.model_of(architecture), parts)
+
+
+def test_a_shared_matrix_can_be_declared_as_such():
+    model = architectures.model_of("phi3")
+    before = layout.of(model)
+    layout.declare(model, {"gate": "mlp.gate_up_proj", "up": ["mlp.gate_up_proj"], "v": "self_attn.qkv_proj"})
+    assert layout.of(model) == before
+
+
+def codegen():
+    """Its q, v and k are of four parts that would be on one device each, which is neither of the two orders."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        CodeGenConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4)
+    ).eval()
+
+
+@pytest.mark.parametrize("parts", [None, {"fused": "stacked"}, {"fused": "groups"}])
+def test_an_order_of_q_k_v_that_is_neither_is_refused(parts):
+    model = codegen()
+    with pytest.raises(
+        SetupError, match=r"codegen: attn\.qkv_proj, .* neither stacked .* No other order can be declared"
+    ):
+        layout.declare(model, parts)
+        layout.stream_rows(model, 0, "v")
+
+
+def test_clipped_values_show_the_order_of_q_k_v():
+    torch.manual_seed(0)
+    config = MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, attn_config={"clip_qkv": 0.01})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    weight = layout.blocks(model)[0].attn.Wqkv.weight
+    assert torch.equal(layout.stream_rows(model, 0, "v").read(), weight[64:])
+    layout.declare(model, {"fused": "stacked"})
+    with pytest.raises(SetupError, match="show that it is stacked"):
+        layout.declare(model, {"fused": "groups"})
+
+
+def test_a_token_whose_values_are_zero_tells_no_order():
+    """As that of a padding row: both orders give zeros, and the first of them was taken."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS["gpt_neox"])
+    config.attention_bias = False
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.gpt_neox.embed_in.weight.data[0] = 0
+    assert layout.of(model).fused == "groups"
+    heads = layout.blocks(model)[0].attention.query_key_value.weight.view(4, 3, 8, 32)
+    assert torch.equal(layout.stream_rows(model, 0, "v").read(), heads[:, 2].flatten(0, 1))
+
+
+@pytest.mark.parametrize("size", [32, 16, 44])
+def test_experts_as_wide_as_the_stream_are_not_transposed(size):
+    """Llama 4 stores (inputs, outputs) and does not say so; with 32 `down` is square, with 16 gate and up together."""
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=size, intermediate_size_mlp=40, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
+        interleave_moe_layer_step=1, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    experts = next(one for one in layout.blocks(model)[0].modules() if hasattr(one, "gate_up_proj"))
+    both = experts.gate_up_proj.transpose(1, 2)  # (E, 2 * size, D)
+    assert torch.equal(layout.stream_rows(model, 0, "gate").read()[:size], both[0, :size])
+    assert torch.equal(layout.stream_rows(model, 0, "up").read()[:size], both[0, size:])
+    down = [one for one in layout.stream_rows(model, 0, "down").parts if one.parameter is experts.down_proj]
+    assert torch.equal(down[0].read(), experts.down_proj[0])

@@ -226,7 +226,7 @@ def test_wrong_settings_and_missing_data():
         ({"sigma": None}, "method.sigma=None and method.epsilon=None: give one of them"),
         ({"epsilon": 2}, "method.sigma=0.02 and method.epsilon=2: give one of them"),
         ({"sigma": -1}, "method.sigma=-1: expected a standard deviation"),
-        ({"sigma": float("nan")}, "method.sigma=nan: expected a standard deviation"),
+        ({"sigma": float("nan")}, "method.sigma=nan: expected a number"),
         ({"sigma": None, "epsilon": 0}, "method.epsilon=0: expected a number above 0"),
         ({"delta": 1.0}, "method.delta=1.0: expected a number between 0 and 1"),
         ({"first_layer": 9}, "layer 9 out of range: this model of type llama has 5 blocks .* set method.first_layer"),

@@ -1,4 +1,4 @@
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -8,10 +8,12 @@ from bench.export.effect import measure
 from bench.model.log_likelihood import log_likelihood
 from bench.model.sampling import prefill
 from methods import generating, layout, sites
+from methods.act import AcT
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from methods.intervention import hooked
 from methods.sadi import SADI
+from methods.stack import Stack
 from tests.architectures import lm_of
 from tests.methods.test_contract import PAIRS
 from tests.tiny import tiny_lm
@@ -292,3 +294,11 @@ def test_wrong_settings_and_data():
     with pytest.raises(SetupError, match="layers.4.elements was not fitted on this model"):
         with SADI().apply(other.model, {"layers.4.elements": torch.tensor([0])}, 1):
             pass
+
+
+def test_a_frozen_reading_is_not_had_from_single_blocks():
+    lm, frozen = tiny_lm(), SADI(frozen=True, scope="last")
+    for causal in (True, False):
+        method = Stack(parts={"sadi": frozen, "act": AcT(causal=causal)}, at={"sadi": 1, "act": 1})
+        with pytest.raises(SetupError, match="put act before sadi") if causal else nullcontext():
+            method.fit(lm.model, lm.tokenizer, FitData(PAIRS))

@@ -113,7 +113,7 @@ def test_stage_two_moves_the_backbone_and_not_the_vector(lm):
         vector = digest(lora_parameters(lm.model).values())
         with trainable(list(weights.values())) as saved:
             trained = train(lm.model, list(weights.values()), tokens(lm, USEFUL), METHOD.recipe, stage="x")
-            moved = change(weights, trained, saved)
+            moved = change(weights, trained, saved, "x")
         assert digest(lora_parameters(lm.model).values()) == vector
         assert lora.peft_config
     assert all(float(tensor.abs().max()) > 0 for tensor in moved.values())

@@ -125,7 +125,7 @@ def test_room_is_left_for_the_longest_announcement():
         ({"unwanted": []}, "one or more descriptions"),
         ({"unwanted": ["rain", " "]}, "none of them empty"),
         ({"unwanted": "rain"}, "a list"),
-        ({"epsilon": 0}, "above 0 and at most 1"),
+        ({"epsilon": 0}, "above 0 and below 1"),
         ({"epsilon": 1.5}, "method.epsilon=1.5"),
     ],
 )

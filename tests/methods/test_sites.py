@@ -1,5 +1,7 @@
 """Where attention, MLP, heads and neurons of a block are, on every architecture."""
 
+import copy
+
 import pytest
 import torch
 
@@ -134,6 +136,10 @@ def test_heads_that_do_not_fit_are_refused():
 
 def test_a_declared_layout_is_searched_anew():
     model = model_of("llama")
-    assert sites.written(model, 0, "mlp").module is layout.blocks(model)[0].mlp.down_proj
-    layout.declare(model, {"value": "self_attn.o_proj"})
-    assert sites.written(model, 0, "mlp").module is layout.blocks(model)[0].self_attn.o_proj
+    mlp = layout.blocks(model)[0].mlp
+    assert sites.written(model, 0, "mlp").module is mlp.down_proj
+    for block in layout.blocks(model):
+        block.mlp.another = copy.deepcopy(block.mlp.down_proj)
+        block.mlp.forward = lambda x, own=block.mlp: own.another(own.gate_proj(x) * own.up_proj(x))
+    layout.declare(model, {"value": "mlp.another"})
+    assert sites.written(model, 0, "mlp").module is mlp.another

@@ -10,10 +10,13 @@ from methods.base import FitData, Pairs, Steering
 from methods.caa import CAA
 from methods.decoding import Step
 from methods.detox import DeTox
+from methods.dexperts import DExperts
+from methods.eigenshift import EigenShift
 from methods.errors import SetupError
 from methods.lora import LoRA
 from methods.prompt import Prompt
 from methods.stack import Stack, _in_order
+from methods.word_filter import WordFilter
 from tests.methods.test_contract import PAIRS
 from tests.tiny import tiny_lm
 
@@ -27,6 +30,19 @@ def lm():
 
 def stack(**at: float) -> Stack:
     return Stack(parts={"first": DETOX, "second": SECOND}, at=at or {"first": 0.8, "second": 2.0})
+
+
+@pytest.mark.parametrize("later", [EigenShift(), CAA(layer=2), LoRA(), stack()], ids=lambda one: one.name)
+def test_dexperts_comes_after_all_parts_that_change_the_model(lm, later):
+    """Else the form of the later part, hooks or weights, would decide whether the anti-expert is changed, too."""
+    experts, words = DExperts(), WordFilter(min_log_odds=-9)
+    with pytest.raises(SetupError, match=r"comes after experts, which .* put experts last"):
+        Stack(parts={"experts": experts, "later": later}, at={"experts": 1, "later": 1}).check(lm.model)
+    inside = Stack(parts={"experts": experts}, at={"experts": 1})
+    with pytest.raises(SetupError, match="put experts last"):
+        Stack(parts={"inside": inside, "later": later}, at={"inside": 1, "later": 1}).check(lm.model)
+    three = {"later": later, "experts": experts, "words": words}
+    Stack(parts=three, at=dict.fromkeys(three, 1.0)).check(lm.model)
 
 
 def test_the_second_part_is_fitted_on_the_edited_model(lm):

@@ -8,7 +8,7 @@ from bench.model.sampling import prefill, sample
 from methods import layout
 from methods.intervention import Hook, Positions, adding, at, generating, hooked
 from methods.vectors import where_open, within
-from methods.verdicts import Verdict
+from methods.verdicts import Verdict, extremes
 from tests.tiny import CORPUS, tiny_lm
 
 LAYER = 1
@@ -150,3 +150,9 @@ def test_it_does_not_guess_where_nobody_kept_it():
     rows, _ = prefill(lm, [lm.encode("The old tree")])
     with hooked([gate(lm)]), pytest.raises(RuntimeError, match="a row was read beyond it"):
         lm.read(rows, torch.tensor([[40]]), torch.tensor([[True]]))
+
+
+def test_extremes_of_a_gate():
+    assert [sorted(extremes(torch.tensor(one))) for one in ([0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5])] == [
+        ["info.never_opens"], ["info.always_open"], [], [],
+    ]  # fmt: skip

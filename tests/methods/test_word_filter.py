@@ -282,7 +282,7 @@ def test_errors_name_no_word(tmp_path):
     assert "two" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"min_texts": 0}, {"min_log_odds": float("nan")}])
+@pytest.mark.parametrize("options", [{"count": 0}, {"min_texts": 0}, {"min_log_odds": float("inf")}])
 def test_wrong_settings(options):
     with pytest.raises(SetupError, match="at least 1, the last a number"):
         WordFilter(**options).check(tiny_lm().model)
