@@ -116,7 +116,7 @@ class Sweep:
             return exit_code(failures)
         if launcher:
             self.launcher = launcher
-            failures = _launch(jobs, configs, launcher, typed, alone)
+            failures = _launch(configs, launcher, typed, alone)
         else:
             from bench.run.session import Session
 
@@ -143,17 +143,13 @@ def exit_code(failures: Sequence["Failure"]) -> int:
 
 
 def _launch(
-    jobs: Sequence[Sequence[str]],
-    configs: Sequence["DictConfig"],
-    launcher: Sequence[str],
-    typed: Sequence[str],
-    alone: Sequence[str],
+    configs: Sequence["DictConfig"], launcher: Sequence[str], typed: Sequence[str], alone: Sequence[str]
 ) -> list["Failure"]:
     """Run the cells through a launcher."""
     from bench.run import launch, runner
 
     runner.tidy(configs[0])
-    return launch.run(jobs, configs, launcher, typed, alone)
+    return launch.run(configs, launcher, typed, alone)
 
 
 def _compute(
@@ -195,17 +191,18 @@ def _compute(
     stages = {id(cell): own for cell, own in cells}
     commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}
     labels = zip(told_apart.labels(in_order), [not stages[id(one)] for one in in_order], strict=True)
-    log = Log.begin(in_order[0].runs, typed, list(labels), None)
-    results = []
-    with Bar(planned) as session.bar:
-        for number, cell in enumerate(in_order):
+    log = Log.begin(in_order[0].runs, typed, list(labels), None, [(one.label, one.message) for one in failures])
+    del cells  # a cell that has ended is given up, with its fit and its variants
+    in_order.reverse()
+    with log.going_on(), Bar(planned) as session.bar:
+        for number in range(len(in_order)):
+            cell = in_order.pop()
             with log.working(number):
                 found = run_cell(cell)
                 if isinstance(found, Failure):
-                    found = replace(found, alone=commands.get(id(cell.cfg), ""))
-                results.append(found)
+                    failures.append(replace(found, alone=commands.get(id(cell.cfg), "")))
                 log.ended(number, found.message if isinstance(found, Failure) else None)
-    return failures + [result for result in results if isinstance(result, Failure)]
+    return failures
 
 
 def tell(failures: Sequence["Failure"]) -> None:

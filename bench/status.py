@@ -22,7 +22,10 @@ from bench.records import sweep_state
 from bench.records.sweep_state import CellState, Sweep
 
 SHOWN = 40  # cells that are listed without --all; finished ones are left out first
-COLOURS = {"done": "green", "known": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "waiting": ""}
+COLOURS = {
+    "done": "green", "known": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "unknown": "yellow",
+    "waiting": "",
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,8 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(results: Path, every: bool, as_json: bool) -> int:
-    folders = sweep_state.folders(results / "runs")
-    found = [sweep for folder in folders[: None if every else 1] if (sweep := sweep_state.read(folder)) is not None]
+    found = []
+    for folder in sweep_state.folders(results / "runs"):
+        sweep = sweep_state.read(folder)
+        if sweep is None:
+            command.console.print(terminal(f"warning: {folder / 'sweep.json'} cannot be read; this sweep is left out"))
+            continue
+        found.append(sweep)
+        if not every:
+            break
     if as_json:
         print(json.dumps([sweep_state.as_json(one) for one in found], indent=1))
         return 0 if found else 2
@@ -75,18 +85,25 @@ def show(sweep: Sweep, every: bool) -> None:
 
 
 def summary(sweep: Sweep) -> str:
-    """How many cells are in which state, and the time left."""
-    states: list[sweep_state.State] = ["known", "done", "running", "stopped", "failed", "waiting"]
-    counts = [f"{sweep.count(one)} {one}" for one in states if sweep.count(one)]
+    """How many cells are in which state, the time left, and whether the sweep goes on."""
+    counts = [f"{sweep.count(one)} {one}" for one in STATES if sweep.count(one)]
     left = sweep.seconds_left
     parts = [*counts, *([f"about {left / 60:.0f} min left"] if left is not None else [])]
-    ended = sweep.count("running") == 0 and sweep.count("waiting", "stopped")
-    return ", ".join(parts) + ("; nothing runs: the same command goes on" if ended else "")
+    ended = sweep.count("running") == 0 and sweep.count("waiting", "stopped", "unknown")
+    return ", ".join(parts) + (f"; {NEXT[sweep.goes_on]}" if ended else "")
+
+
+STATES: list[sweep_state.State] = ["known", "done", "running", "stopped", "failed", "waiting", "unknown"]
+NEXT = {
+    True: "it waits for its jobs",
+    False: "nothing runs: the same command goes on",
+    None: "whether it goes on cannot be found out from here",
+}
 
 
 def took(one: CellState) -> str:
-    """How long a cell took, or has taken so far."""
-    if one.since is None:
+    """How long a cell took, or has taken so far; nothing for a cell whose end is not known."""
+    if one.since is None or (one.until is None and one.state != "running"):
         return ""
     seconds = (one.until or time.time()) - one.since
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -602,8 +602,8 @@ CLAIMS = [
     Claim(RESULTS, "two edits change toxicity by {} ±{} and give {} [{}, {}] negative answers", "leaderboard of claims",
           lambda: [*change("claims", EMT5_40, "stack", 1), *interval("claims", NEGATIVE, "stack", strength=1)]),
     Claim(RESULTS, "| no: {} ±{} |", "leaderboard of quickstart", lambda: change("quickstart", EMT5, "act_add", 1)),
-    Claim(RESULTS, "at coefficient {} it turns {} [{}, {}] of the negative sentences positive, at the paper's {} it turns "
-          "{} [{}, {}], and the unsteered model {} [{}, {}]", "leaderboard of claims",
+    Claim(RESULTS, "at coefficient {} it turns {} [{}, {}] of the negative sentences positive, at the paper's {} it "
+          "turns {} [{}, {}], and the unsteered model {} [{}, {}]", "leaderboard of claims",
           lambda: [10, *interval("claims", TURNED, "act_add", strength=10, **LOVE),
                    3, *interval("claims", TURNED, "act_add", strength=3, **LOVE), *interval("claims", TURNED)]),
     Claim(RESULTS, "{}% [{}%, {}%] are then about the topic, unsteered {}% [{}%, {}%]", "leaderboard of act_add_topics",
@@ -774,8 +774,8 @@ CLAIMS = [
           lambda: [beside_published("ours", "PIQA, zero").item(), beside_published("published", "PIQA, zero").item()]),
     Claim(RESULTS, "Sampling is {} times as fast as transformers' `generate` in batches of 125", "speed.csv",
           lambda: [ratio("sampling, 12 prompts x 25 x 20", "generate, 125 rows")]),
-    Claim(RESULTS, "scoring likelihoods is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five shots",
-          "speed.csv",
+    Claim(RESULTS, "scoring likelihoods is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five "
+          "shots", "speed.csv",
           lambda: [ratio("CommonsenseQA", "HFLM"), ratio("HellaSwag", "HFLM"), ratio("MMLU anatomy, 5-shot", "HFLM")]),
     Claim(RESULTS, "time, sampling would be {} times as fast, and likelihoods {} to {} times.", "speed.csv",
           lambda: [1 / ratio(work, "matrix") for work in ("sampling, 12 prompts x 25 x 20", "BoolQ", "PIQA")]),

@@ -169,15 +169,29 @@ def _in_quotes(text: str) -> str:
     return QuotedString(bare, Quote.double).with_quotes()
 
 
+RANGE = (
+    "write {key}=range(START,STOP,STEP), which counts from START by STEP and ends before STOP, as in {key}=range(1,4)"
+)
+
+
 def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Yield every combination of the swept values, as override strings."""
+    """Yield every combination of the swept values, as override strings.
+
+    Raises SetupError for an override that sweeps over no value, or over too many.
+    """
     choices = []
     for one in overrides:
         if one.is_sweep_override():
-            values = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
+            key = one.get_key_element()
+            try:
+                values = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
+            except (ValueError, ArithmeticError) as error:  # a step of 0, a bound that is no number
+                raise SetupError(f"{one.input_line!r} cannot be counted out; {RANGE.format(key=key)}") from error
             if len(values) > MOST:
                 raise SetupError(f"{one.input_line!r} sweeps over more than {MOST} values; name fewer")
-            choices.append([f"{one.get_key_element()}={value}" for value in values])
+            if not values:
+                raise SetupError(f"{one.input_line!r} names no value, so nothing would run; {RANGE.format(key=key)}")
+            choices.append([f"{key}={value}" for value in values])
         else:
             assert one.input_line is not None
             choices.append([one.input_line])

@@ -355,7 +355,9 @@ def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override
         )
     names = value.filter(list(available[key]))
     if not names:
-        raise SetupError(f"{one.input_line}: no {key} is named like that. Allowed: {', '.join(available[key])}")
+        excluded = Glob(include=value.include).filter(list(available[key]))
+        why = "exclude takes all of them away, so none is left" if excluded else f"no {key} is named like that"
+        raise SetupError(f"{one.input_line}: {why}. Allowed: {', '.join(available[key])}")
     listed = isinstance(defaults()[key], ListConfig)
     return parse([f"{one.get_key_element()}={','.join(f'[{name}]' if listed else name for name in names)}"])[0]
 

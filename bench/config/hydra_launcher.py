@@ -3,12 +3,13 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -69,8 +70,8 @@ def launcher_of(
     """Yield the launcher that these arguments name; it can be used inside the block.
 
     settings: overrides that options of the launcher refer to. task: what a job does. place: where each launch makes a
-    folder for its jobs, unless hydra.sweep.dir is set. Raises SetupError if the launcher is not installed, and for an
-    option that it does not have.
+    folder for its jobs, unless hydra.sweep.dir is set. If the block is stopped, the jobs of submitit_local are ended.
+    Raises SetupError if the launcher is not installed, and for an option that it does not have.
     """
     named = next(one for one in parse(hydra) if one.key_or_group in ("launcher", "hydra/launcher"))
     name = str(named.value())
@@ -101,6 +102,10 @@ def launcher_of(
 
         try:
             yield Ready(_kind(cfg), launch, _settling(_kind(cfg)))
+        except BaseException:
+            if _kind(cfg) == "submitit_local":
+                _end_local_jobs()
+            raise
         finally:
             HydraConfig.instance().cfg = None
             GlobalHydra.instance().clear()
@@ -167,6 +172,14 @@ def _settling(name: str) -> Callable[[], None]:
     from bench.config import slurm_jobs
 
     return slurm_jobs.watch().wait
+
+
+def _end_local_jobs() -> None:
+    """End the jobs of submitit_local, which would go on without this process; each keeps what it has computed."""
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "submitit.local._local" in " ".join(one.cmdline()):
+                one.terminate()  # it hands the signal on to its tasks
 
 
 def _keep_trackers_quiet() -> None:

@@ -88,9 +88,9 @@ def show_help() -> None:
         table.add_row(f"[bold]{name}[/]", f"a {one.suffix} file" if one.suffix else "a folder", one.holds, one.loads)
     out.print(table)
     out.print(
-        "\n  The export applies the method to the model and reads off what changed. No format can hold a prefix before a"
-        "\n  prompt, changes of the decoding, or steering at only some positions (the default of caa; method.scope=all"
-        "\n  steers at all of them)."
+        "\n  The export applies the method to the model and reads off what changed. No format can hold a prefix before"
+        "\n  a prompt, changes of the decoding, or steering at only some positions (the default of caa;"
+        "\n  method.scope=all steers at all of them)."
         f"\n\n  {prog} method=detox strength=1 format=checkpoint"
         f"\n  {prog} method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
         highlight=False,

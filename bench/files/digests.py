@@ -61,7 +61,7 @@ def _verified(folder: Path, always: bool) -> bool:
             return False
     sealed = _sealed(folder)
     if sealed.name not in (None, folder.name):
-        raise DamagedError(f"{folder} holds the files of {sealed.name}; {_again(folder)}")
+        raise DamagedError(f"{folder} was written as {sealed.name}, and renamed; {_again(folder)}")
     for file in sorted(_names(folder) - set(sealed.files)):
         raise DamagedError(f"{folder / file} is not among the files that were written; {_again(folder)}")
     for file, digest in sealed.files.items():

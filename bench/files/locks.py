@@ -6,6 +6,7 @@ pass on to their server. Without locks, all processes compute the same, which co
 """
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -85,17 +86,26 @@ def holder(path: Path) -> Holder | None:
         return None
 
 
-def is_held(path: Path) -> bool:
-    """Return whether a process is inside the block of this lock; always False on a file system without locks."""
-    if not path.exists():
-        return False
+def is_held(path: Path) -> bool | None:
+    """Return whether a process is inside the block of this lock; None if the file or its system does not tell.
+
+    The file is only read, so this works where the reader may not write.
+    """
     try:
-        lock = try_to_hold(path)
-    except (NotImplementedError, OSError):
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
         return False
-    if lock is not None:
-        lock.release()
-    return lock is None
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS gives an exclusive lock only to one who may write
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
 
 
 def try_to_hold(path: Path) -> BaseFileLock | None:

@@ -84,7 +84,7 @@ class RowsFile:
                 if cells:
                     yield lines.line_num, dict(zip(names, cells, strict=True))
         except csv.Error as error:
-            raise self.bad(lines.line_num, f"no CSV: {error}") from error
+            raise self.bad(lines.line_num, f"not valid CSV: {error}") from error
 
     def _lines(self, file: TextIO) -> Iterator[tuple[int, str]]:
         """Yield each line with its number. Raises SetupError for a line that is too long or not a text."""

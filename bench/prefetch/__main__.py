@@ -148,7 +148,8 @@ def _told(entries: Sequence["Entry"], failed: Sequence["Failed"]) -> int:
         labels = ", ".join(one.label for one in failed if one.why == why)
         command.complain(f"{labels}: {why}")
     if failed:
-        console.print(terminal(f"{what}; {fetched}; the parts above are lacking; the same command tries them again"))
+        there = f"{what}; {fetched}" if entries else "nothing was fetched"
+        console.print(terminal(f"{there}; the parts above are lacking; the same command tries them again"))
         return 2
     console.print(terminal(f"{what}; {fetched}. Without network, run with runtime.offline=true"))
     return 0

@@ -2,7 +2,7 @@
 
 A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` holds the command and the cells, `<n>.json` the state
 of cell n. The process that works on cell n holds `<n>.lock` (`bench.files.locks`), so a cell whose process died differs
-from one that is being computed.
+from one that is being computed. The process of the command holds `sweep.lock`.
 """
 
 import json
@@ -12,18 +12,44 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bench.files import atomic, locks
+from bench.records import schema
+from methods.errors import SetupError
 
 FOLDER = "sweeps"
 KEPT = 20  # finished or stopped sweeps; of older ones nothing is told any more
-State = Literal["known", "waiting", "running", "stopped", "done", "failed"]
-"""known: its results were there before. stopped: its process ended in the middle; the same command goes on."""
+State = Literal["known", "waiting", "running", "stopped", "done", "failed", "unknown"]
+"""known: its results were there before. stopped: its process ended in the middle; the same command goes on.
+
+unknown: its file cannot be read, or does not tell whether its process lives.
+"""
 NAME = re.compile(r"\d{8}-\d{6}-\d+")
+OWN_LOCK = "sweep.lock"
+NO_LOCK = "it was begun, but whether its process lives cannot be found out from here"
+TIME = schema.is_a((int, float), "a time", lambda seconds: 0 <= seconds < 1e11)
+ASKED = schema.fields(
+    {
+        "command": schema.each(schema.TEXT),
+        "launcher": schema.maybe(schema.TEXT),
+        "began": TIME,
+        "cells": schema.each(schema.fields({"label": schema.TEXT, "known": schema.FLAG})),
+    }
+)
+"""What a sweep.json has to be."""
+STATE = schema.fields(
+    {"state": schema.is_a(str, "a state", lambda word: word in get_args(State))},
+    host=schema.maybe(schema.TEXT),
+    pid=schema.maybe(schema.COUNT),
+    since=schema.maybe(TIME),
+    until=schema.maybe(TIME),
+    message=schema.maybe(schema.TEXT),
+)
+"""What the file of a cell has to be."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +67,17 @@ class CellState:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The present state of a sweep. command: what was typed. launcher: Hydra's launcher; None: one process."""
+    """The present state of a sweep. command: what was typed. launcher: Hydra's launcher; None: one process.
+
+    goes_on: whether the process of the command lives; None if that cannot be found out.
+    """
 
     folder: Path
     command: list[str]
     launcher: str | None
     began: float
     cells: list[CellState]
+    goes_on: bool | None
 
     def count(self, *states: State) -> int:
         """Count the cells in any of these states."""
@@ -70,27 +100,45 @@ class Log:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._since: float | None = None
 
     @classmethod
     def begin(
-        cls, runs: Path, command: Sequence[str], labels: Sequence[tuple[str, bool]], launcher: str | None
+        cls,
+        runs: Path,
+        command: Sequence[str],
+        labels: Sequence[tuple[str, bool]],
+        launcher: str | None,
+        failed: Sequence[tuple[str, str]] = (),
     ) -> "Log":
-        """Begin a new sweep. labels: the name of each cell, and whether its results are stored."""
+        """Begin a new sweep. labels: the name of each cell, and whether its results are stored.
+
+        failed: the names of further cells, which cannot run, each with the reason.
+        """
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         log = cls(runs / FOLDER / name)
         asked: dict[str, Any] = {"command": list(command), "launcher": launcher, "began": time.time()}
-        asked["cells"] = [{"label": label, "known": known} for label, known in labels]
+        cells = [*labels, *((label, False) for label, _ in failed)]
+        asked["cells"] = [{"label": label, "known": known} for label, known in cells]
         with suppress(OSError):
             _forget(runs / FOLDER)
             atomic.write_whole(log.folder / "sweep.json", json.dumps(asked, indent=1) + "\n")
+        for number, (_, message) in enumerate(failed, len(labels)):
+            log.ended(number, message)
         return log
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Let readers see that the process of the command lives, while the block runs."""
+        with _held(self.folder / OWN_LOCK, "this sweep"):
+            yield
 
     @contextmanager
     def working(self, number: int) -> Iterator[None]:
         """Log that this process works on the cell, while the block runs."""
         self._since = time.time()
         self._write(number, "running")
-        with locks.alone(self.folder / f"{number}.lock", f"cell {number}"):
+        with _held(self.folder / f"{number}.lock", f"cell {number}"):
             yield
 
     def ended(self, number: int, message: str | None = None) -> None:
@@ -103,35 +151,57 @@ class Log:
             atomic.write_whole(self.folder / f"{number}.json", json.dumps(about) + "\n")
 
 
+@contextmanager
+def _held(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock while the block runs; the block runs without it if it cannot be had, as on a full disk."""
+    stack = ExitStack()
+    with suppress(OSError, SetupError):
+        stack.enter_context(locks.alone(path, what))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            stack.close()
+
+
 def folders(runs: Path) -> list[Path]:
     """Return the folders of all sweeps in a results folder, the newest first."""
-    place = runs / FOLDER
-    found = [one for one in place.iterdir() if NAME.fullmatch(one.name)] if place.is_dir() else []
-    return sorted((one for one in found if (one / "sweep.json").exists()), key=lambda one: one.name, reverse=True)
+    found = [file.parent for file in (runs / FOLDER).glob("*/sweep.json")]
+    return sorted((one for one in found if NAME.fullmatch(one.name)), key=lambda one: one.name, reverse=True)
 
 
 def read(folder: Path) -> Sweep | None:
     """Read the present state of a sweep; None if its file is damaged."""
-    try:
-        asked = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-        cells = [_cell(folder, number, one) for number, one in enumerate(asked["cells"])]
-        launcher = asked["launcher"]
-        return Sweep(folder, list(map(str, asked["command"])), launcher and str(launcher), float(asked["began"]), cells)
-    except (OSError, ValueError, TypeError, KeyError):
+    asked = _checked(folder / "sweep.json", ASKED)
+    if asked is None:
         return None
+    cells = [_cell(folder, number, one["label"], one["known"]) for number, one in enumerate(asked["cells"])]
+    alive = locks.is_held(folder / OWN_LOCK)
+    return Sweep(folder, asked["command"], asked["launcher"], asked["began"], cells, alive)
 
 
-def _cell(folder: Path, number: int, asked: dict[str, Any]) -> CellState:
+def _cell(folder: Path, number: int, label: str, known: bool) -> CellState:
     """Read the state of one cell from its log."""
-    label = str(asked["label"])
     path = folder / f"{number}.json"
-    if not path.exists():
-        return CellState(label, "known" if asked["known"] else "waiting")
-    about = json.loads(path.read_text(encoding="utf-8"))
-    state = about.pop("state")
-    if state == "running" and not locks.is_held(folder / f"{number}.lock"):
-        state = "stopped"
-    return CellState(label, state, **about)
+    if not os.path.lexists(path):
+        return CellState(label, "known" if known else "waiting")
+    about = _checked(path, STATE)
+    if about is None:
+        return CellState(label, "unknown", message=f"its file {path.name} cannot be read")
+    if about["state"] == "running" and not (held := locks.is_held(folder / f"{number}.lock")):
+        about |= {"state": "stopped"} if held is False else {"state": "unknown", "message": NO_LOCK}
+    own = ("state", "host", "pid", "since", "until", "message")
+    return CellState(label, **{name: about[name] for name in own if name in about})
+
+
+def _checked(path: Path, check: schema.Check) -> dict[str, Any] | None:
+    """Return what the file holds; None if it cannot be read, or the check finds something wrong."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        wrong = schema.unusual(found, "") or check(found, "")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return None if wrong else found
 
 
 def as_json(sweep: Sweep) -> dict[str, Any]:
@@ -142,5 +212,5 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
 def _forget(place: Path) -> None:
     """Remove the oldest sweeps, except those that a process still works on."""
     for folder in folders(place.parent)[KEPT:]:
-        if not any(locks.is_held(lock) for lock in folder.glob("*.lock")):
+        if all(locks.is_held(lock) is False for lock in folder.glob("*.lock")):
             shutil.rmtree(folder, ignore_errors=True)

@@ -83,7 +83,7 @@ class Cell(Setting):
         if length is None:
             raise SetupError(
                 f"strength_unit=residual_norm: {self.method.name} adds no vector to the residual stream (then set "
-                f"strength_unit=method), or was fitted before its length was kept (then delete {self.fit.store.folder})"
+                f"strength_unit=method), or its fit lacks the vector's length (then delete {self.fit.store.folder})"
             )
         return float(f"{strength / length:.6g}")
 

@@ -5,7 +5,6 @@ A job returns what failed and raises nothing, since a launcher ends the whole sw
 
 import multiprocessing
 import os
-import shlex
 import signal
 import threading
 import time
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from bench.config import command_line
 from bench.console import stopping
 from bench.console.progress import Bar
 from bench.files import locks
 from bench.hub import network
 from bench.records import sweep_state, unfinished
 from bench.records.sweep_state import Log
-from bench.run import runner, validate
+from bench.run import cell_config, runner
 from bench.run.cell import Cell
 from bench.run.runner import Failure
 from bench.run.session import Session, torch_threads
@@ -42,40 +40,29 @@ LOOK_SECONDS = 1.0  # between two checks that the launcher is still there
 class Job:
     """Some cells that one process runs.
 
-    numbers: the places of the cells in the sweep. cells: the overrides of each. log: the sweep's folder. gpus: names of
-    the GPUs from which each process of one machine takes one; empty if the launcher assigns them.
+    numbers: the places of the cells in the sweep. log: the sweep's folder, which has their configs (`cell_config`).
+    gpus: names of the GPUs from which each process of one machine takes one; empty if the launcher assigns them.
     """
 
     stage: Stage
     log: str
     numbers: list[int]
-    cells: list[list[str]]
     gpus: list[str]
 
     def override(self) -> str:
         """Return the job as one argument that Hydra reads and keeps in the job's `.hydra/overrides.yaml`."""
-        cells = ",".join(_quoted(shlex.join(one)) for one in self.cells)
-        gpus = ",".join(map(_quoted, self.gpus))
-        numbers = ",".join(map(str, self.numbers))
-        return f"+job={{stage:{self.stage},log:{_quoted(self.log)},numbers:[{numbers}],cells:[{cells}],gpus:[{gpus}]}}"
-
-    @property
-    def alone(self) -> dict[int, str]:
-        """The command that runs only one cell, by the number of the cell."""
-        cells = zip(self.numbers, self.cells, strict=True)
-        return {number: command_line.alone("python -m bench", one) for number, one in cells}
+        gpus, numbers = ",".join(map(_quoted, self.gpus)), ",".join(map(str, self.numbers))
+        return f"+job={{stage:{self.stage},log:{_quoted(self.log)},numbers:[{numbers}],gpus:[{gpus}]}}"
 
     def without(self, ended: Container[int]) -> "Job":
         """The job without these cells."""
-        left = [one for one in zip(self.numbers, self.cells, strict=True) if one[0] not in ended]
-        return replace(self, numbers=[number for number, _ in left], cells=[cell for _, cell in left])
+        return replace(self, numbers=[number for number in self.numbers if number not in ended])
 
     @classmethod
     def read(cls, node: Any) -> "Job":
         """The job that `override` wrote."""
         assert node.stage in get_args(Stage)
-        cells = [shlex.split(one) for one in node.cells]
-        return cls(node.stage, str(node.log), list(node.numbers), cells, list(map(str, node.gpus)))
+        return cls(node.stage, str(node.log), list(node.numbers), list(map(str, node.gpus)))
 
 
 def _quoted(text: str) -> str:
@@ -83,25 +70,32 @@ def _quoted(text: str) -> str:
 
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Do the job in `cfg.job`; returns the cells that failed, each as the arguments of a `Failure`."""
+    """Do the job in `cfg.job`; returns the cells that failed, each as its number and the arguments of a `Failure`."""
     job = Job.read(cfg.job)
     with _signals(Path(job.log).parents[1]):
         _choose_gpu(job.gpus)
-        return [vars(one) | {"traceback": one.traceback and str(one.traceback)} for one in work(job)]
+        return [
+            vars(one) | {"traceback": one.traceback and str(one.traceback), "number": number}
+            for number, one in work(job).items()
+        ]
 
 
-def work(job: Job) -> list[Failure]:
-    """Run the cells of the job; returns those that failed."""
-    session, log, failures = _session(), Log(Path(job.log)), list[Failure]()
-    session.began = sweep.began if (sweep := sweep_state.read(log.folder)) is not None else session.began
-    commands = job.alone
-    configs = validate.validate_all(job.cells)
-    if all(cfg.runtime.offline for cfg in configs):
+def work(job: Job) -> dict[int, Failure]:
+    """Run the cells of the job; returns those that failed, by their numbers."""
+    session, log, failures = _session(), Log(Path(job.log)), dict[int, Failure]()
+    sweep = sweep_state.read(log.folder)
+    session.began = sweep.began if sweep is not None else session.began
+    labels = {number: sweep.cells[number].label if sweep is not None else f"cell {number}" for number in job.numbers}
+    configs = {number: _config(log.folder, number, labels[number]) for number in job.numbers}
+    if all(cfg.runtime.offline for cfg in configs.values() if not isinstance(cfg, Failure)):
         network.forbid()
-    prepared = [runner.prepare(cfg, session) for cfg in configs]
-    planned = {key: tokens for one in prepared if not isinstance(one, Failure) for key, tokens in one[1].items()}
-    session.bar = Bar(planned)
-    for number, one in zip(job.numbers, prepared, strict=True):
+    prepared = {
+        number: cfg if isinstance(cfg, Failure) else runner.prepare(cfg, session) for number, cfg in configs.items()
+    }
+    planned = [one[1] for one in prepared.values() if not isinstance(one, Failure)]
+    session.bar = Bar({key: tokens for stages in planned for key, tokens in stages.items()})
+    for number in job.numbers:
+        one = prepared.pop(number)  # a cell that has ended is given up, with its fit and its variants
         found: Failure | object
         if job.stage != "cells":
             found = one if isinstance(one, Failure) else _ahead(one[0], job.stage)
@@ -109,8 +103,14 @@ def work(job: Job) -> list[Failure]:
             with log.working(number):
                 found = one if isinstance(one, Failure) else runner.run_cell(one[0])
                 log.ended(number, found.message if isinstance(found, Failure) else None)
-        failures += [replace(found, alone=commands[number])] if isinstance(found, Failure) else []
+        if isinstance(found, Failure):
+            failures[number] = found
     return failures
+
+
+def _config(folder: Path, number: int, label: str) -> DictConfig | Failure:
+    """Return the config of the cell of this number, or why it cannot be run here."""
+    return runner.bounded(OmegaConf.create(), label, lambda: cell_config.read(folder, number))
 
 
 def _ahead(cell: Cell, stage: Stage) -> Failure | None:
@@ -171,7 +171,7 @@ def _signals(runs: Path) -> Iterator[None]:
         if multiprocessing.parent_process() is not None:
             return  # the launcher of this worker says it for all
         by = f" by {stopping.name_of(number)}" if number else ""
-        print(f"stopped{by}; {unfinished.told(runs, 0)}", flush=True)
+        print(f"stopped{by}; {unfinished.told(runs, _sessions[0].written if _sessions else 0)}", flush=True)
 
     try:
         with stopping.orderly(farewell, more):

@@ -2,14 +2,16 @@
 
 Every cell is composed and checked here, and Hydra's own launcher plug-in runs those that have something to compute, in
 waves: what cells share, then each fit in a job, then the cells, then the controls, which need what their methods chose.
-Results are files, so a job returns only what failed, and the same command goes on where a sweep was stopped.
+Results are files, so a job returns only what failed, and the same command goes on where a sweep was stopped. At the end
+the results of each cell are looked for here.
 """
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from bench.config.hydra_launcher import Ready, launcher_of
 from bench.console import stopping
 from bench.console.command import console, of_system
 from bench.console.escape import terminal
+from bench.model import devices
 from bench.records import sweep_state
 from bench.records.sweep_state import CellState, Log
-from bench.run import job, told_apart
+from bench.run import cell_config, job, told_apart
 from bench.run.cell import Cell
 from bench.run.job import Job, Stage
-from bench.run.runner import Failure, ready, stage_key
+from bench.run.runner import Failure, bounded, is_full, plan, ready, stage_key
 from bench.run.session import Session
 from methods.errors import SetupError
 
@@ -36,51 +39,81 @@ class Asked:
     """A cell of the sweep. stages: the tokens that each stage has to compute; empty if all its results are stored."""
 
     number: int
-    overrides: list[str]
     cell: Cell
     stages: dict[str, float]
 
 
 def run(
-    jobs: Sequence[Sequence[str]],
-    configs: Sequence[DictConfig],
-    hydra: Sequence[str],
-    command: Sequence[str],
-    alone: Sequence[str] = (),
+    configs: Sequence[DictConfig], hydra: Sequence[str], command: Sequence[str], alone: Sequence[str] = ()
 ) -> list[Failure]:
     """Launch what has to be computed, and wait for it; returns the cells that failed.
 
-    jobs: the overrides of each cell. hydra: the launcher and its options. command: what was typed, for the log.
-    alone: for each cell the command that runs only this cell.
+    hydra: the launcher and its options. command: what was typed, for the log. alone: for each cell the command that
+    runs only this cell.
     """
     threads = _threads(configs)
     results = Path(configs[0].runtime.results).resolve()
-    for one in [one for one in hydra if one.startswith("hydra.sweep.dir=")]:
-        _make(one)
-    overrides = {id(cfg): _absolute(one, results) for one, cfg in zip(jobs, configs, strict=True)}
+    for line in hydra:
+        if line.startswith("hydra.sweep.dir="):
+            _make(line)
+    commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}
     cells, failures = ready(configs, Session(), alone)
-    asked = [Asked(place, overrides[id(one.cfg)], one, stages) for place, (one, stages) in enumerate(cells)]
+    asked = [Asked(place, one, stages) for place, (one, stages) in enumerate(cells)]
     todo = [one for one in asked if one.stages]
     size = int(configs[0].runtime.cells_per_job)
     with launcher_of(hydra, _settings(threads), job.run, results / "runs" / "launched") as launcher:
         if not todo:
             return failures
         names = told_apart.labels([one.cell for one in asked])
-        labels = zip(names, [not one.stages for one in asked], strict=True)
-        log = Log.begin(results / "runs", command, list(labels), launcher.name)
+        labels = list(zip(names, [not one.stages for one in asked], strict=True))
+        unable = [(one.label, one.message) for one in failures]
+        log = Log.begin(results / "runs", command, labels, launcher.name, unable)
         gpus = _gpus(configs) if launcher.shares_a_machine else []
-        for stage, wave in waves(todo):
-            chunks = [wave[i : i + size] for i in range(0, len(wave), size if stage == "cells" else 1)]
-            made = [
-                Job(stage, str(log.folder), [one.number for one in chunk], [one.overrides for one in chunk], gpus)
-                for chunk in (chunks if stage == "cells" else [[one] for one in wave])
-            ]
-            told = f"{launcher.name}: {len(made)} jobs, {WAVES[stage]}"
-            console.print(terminal(told.replace("1 jobs", "1 job")))
-            with _watching(log):
+        failed = dict[int, Failure]()
+        with log.going_on(), _watching(log):
+            for one in todo:
+                cell_config.write(log.folder, one.number, one.cell.cfg)
+            for stage, wave in waves(todo):
+                numbers, together = [one.number for one in wave], size if stage == "cells" else 1
+                chunks = [numbers[i : i + together] for i in range(0, len(numbers), together)]
+                made = [Job(stage, str(log.folder), chunk, gpus) for chunk in chunks]
+                told = f"{launcher.name}: {len(made)} jobs, {WAVES[stage]}"
+                console.print(terminal(told.replace("1 jobs", "1 job")))
                 found = _launched(launcher, made, log)
-            failures += found if stage == "cells" else []  # a cell computes what it lacks, or fails itself
-    return failures
+                failed |= found if stage == "cells" else {}  # a cell computes what it lacks, or fails itself
+        failed |= _lacking([one for one in todo if one.number not in failed])
+        _log_failed(failed, log)
+    own = {one.number: commands.get(id(one.cell.cfg), "") for one in todo}
+    return failures + [replace(one, alone=own[number]) for number, one in failed.items()]
+
+
+def _lacking(ended: Sequence[Asked]) -> dict[int, Failure]:
+    """Return the cells whose jobs told no failure, but whose results are not stored under the ids that were asked."""
+    failed = dict[int, Failure]()
+    for one in ended:
+        cell = one.cell
+        if cell.cfg.runtime.device == devices.AUTO:  # it may stand for another device on the machine of a job
+            continue
+        found = bounded(cell.cfg, cell.label(), partial(plan, cell))
+        if isinstance(found, Failure):
+            failed[one.number] = found
+        elif found:
+            failed[one.number] = Failure(cell.label(), NOT_STORED, None, setup=False)
+    return failed
+
+
+NOT_STORED = (
+    "its job ended without an error, but not all its results are stored: the machine of the job may see other files or "
+    "have other versions than this one, or results were deleted; run the command again"
+)
+
+
+def _log_failed(failed: Mapping[int, Failure], log: Log) -> None:
+    """Log the failures that no job has logged; a job that goes on logs its own end."""
+    sweep = sweep_state.read(log.folder)
+    for number, one in failed.items():
+        if sweep is not None and sweep.cells[number].state not in ("failed", "running"):
+            log.ended(number, one.message)
 
 
 def _make(sweep_dir: str) -> None:
@@ -147,54 +180,53 @@ def _fit(one: Asked) -> set[str]:
     return {one.cell.names.fit_id} if needed else set()
 
 
-def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
-    """Run these jobs; returns the cells that failed.
+def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> dict[int, Failure]:
+    """Run these jobs; returns the cells that failed, by their numbers.
 
     A job that only prepares others may fail, since the others then do its work.
 
     If one process dies and thereby ends the others, the remaining cells are launched again, until two launches in a row
     have finished no cell. Cells that were being computed when the process died are launched last.
     """
-    failures, in_vain = list[Failure](), 0
+    failures, in_vain = dict[int, Failure](), 0
     while True:
         try:
             returned = launcher.launch([[one.override()] for one in jobs])
-            return failures + [
-                Failure(**{**failure, "traceback": failure["traceback"] and Path(failure["traceback"])})
-                for one in returned for failure in one
-            ]  # fmt: skip
+            return failures | dict(_read(failure) for one in returned for failure in one)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # each launcher has errors of its own
             stopping.check()
-            if isinstance(error, SetupError):
-                raise
-            lost = _reason(error)
+            lost, setup = _reason(error), isinstance(error, SetupError) or is_full(error)
         launcher.settle()
         if jobs[0].stage != "cells":
             console.print(terminal(f"warning: {lost}"))
-            return []
+            return {}
         cells = _states(log, jobs)
-        failed = {number: one for number, one in cells.items() if one.state == "failed"}
-        failures += [
-            _failure(one, job, number) for job in jobs for number in job.numbers if (one := failed.get(number))
-        ]
-        ended = {*failed, *(number for number, one in cells.items() if one.state == "done")}
+        failures |= {
+            number: Failure(one.label, one.message or "", None, setup=False)  # the log alone tells of it
+            for number, one in cells.items() if one.state == "failed"
+        }  # fmt: skip
+        ended = {*failures, *(number for number, one in cells.items() if one.state == "done")}
         left = [one for one in (job.without(ended) for job in jobs) if one.numbers]
         if not left:
             return failures
         in_vain = in_vain + 1 if _cells(left) == _cells(jobs) else 0
         if not launcher.loses_all or in_vain == 2:
+            several = "; several jobs returned nothing, and this is told of one" if len(left) > 1 else ""
             more = "; other jobs may still be at work, `steerbench status` tells" if launcher.leaves_others else ""
-            return failures + [
-                _failure(replace(cells[number], message=lost + more), job, number)
-                for job in left
-                for number in job.numbers
-            ]
+            lost += several + more
+            return failures | {n: Failure(cells[n].label, lost, None, setup) for job in left for n in job.numbers}
         what = "cell that is left goes" if _cells(left) == 1 else f"{_cells(left)} cells that are left go"
         console.print(terminal(f"warning: {lost}; the {what} on in new processes"))
         stopped = {number for number, one in cells.items() if one.state == "stopped"}
         jobs = sorted(left, key=lambda job: bool(stopped & set(job.numbers)))
+
+
+def _read(returned: dict[str, Any]) -> tuple[int, Failure]:
+    """Return the number of a failed cell, and its failure, as a job returns them."""
+    about = {key: value for key, value in returned.items() if key != "number"}
+    return int(returned["number"]), Failure(**about | {"traceback": about["traceback"] and Path(about["traceback"])})
 
 
 def _states(log: Log, jobs: Sequence[Job]) -> dict[int, CellState]:
@@ -210,13 +242,10 @@ def _cells(jobs: Sequence[Job]) -> int:
     return sum(len(one.numbers) for one in jobs)
 
 
-def _failure(cell: CellState, job: Job, number: int) -> Failure:
-    """Return the failure of a cell from the log, the only place that tells of it."""
-    return Failure(cell.label, cell.message or "", None, setup=False, alone=job.alone[number])
-
-
 def _reason(error: BaseException) -> str:
     """Return a line that says why a job has returned nothing."""
+    if isinstance(error, SetupError):
+        return str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"a job ended before it could say how ({of_system(error)})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason was given"]
@@ -265,12 +294,6 @@ def _threads(configs: Sequence[DictConfig]) -> int | None:
             "would use all cores of its machine; set runtime.threads=1 where several jobs share a machine"
         )
     return max((int(cfg.runtime.threads) for cfg in on_cpu), default=None)
-
-
-def _absolute(overrides: Sequence[str], results: Path) -> list[str]:
-    """Return the overrides of a cell with the results folder as an absolute path, which every process understands."""
-    kept = [one for one in overrides if not one.lstrip("+").startswith("runtime.results=")]
-    return [*kept, f"runtime.results='{results}'"]
 
 
 def _gpus(configs: Sequence[DictConfig]) -> list[str]:

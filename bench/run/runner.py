@@ -4,6 +4,7 @@ A cell is one model, method and strength, measured by every suite that the confi
 their records; model, data and fit are loaded only if a result is missing.
 """
 
+import errno
 import math
 import os
 import shutil
@@ -300,7 +301,12 @@ def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result |
         stopping.check()  # a library may have turned a signal into another error
         if isinstance(error, SetupError):
             return Failure(label, str(error), None, setup=True)
-        return _failure(cfg, label, _message(error))
+        return _failure(cfg, label, _message(error), is_full(error))
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether the error is a full disk, or a used up quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _message(error: BaseException) -> str:
@@ -315,17 +321,21 @@ def _message(error: BaseException) -> str:
         return f"{type(error).__name__}, whose text cannot be shown ({type(another).__name__})"
 
 
-def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
-    """Return a failure with its traceback in a file; if no file can be written, print the traceback."""
+def _failure(cfg: DictConfig, label: str, message: str, full: bool) -> Failure:
+    """Return a failure with its traceback in a file; if no file can be written, print the traceback.
+
+    full: whether the disk is full, which the user must fix; its message alone says enough.
+    """
     told = traceback.format_exc()
     try:
         settings = OmegaConf.to_yaml(cfg, resolve=True)
         path = Path(cfg.runtime.results) / "runs" / "failures" / f"{identity.digest(settings)}.txt"
         atomic.write_whole(path, f"{settings}\n{told}")
     except Exception as error:  # mostly a full disk, which may have failed the cell as well
-        command.console.print(terminal(f"{told}{label}: its traceback could not be kept ({error})", lines=True))
-        return Failure(label, message, None, setup=False)
-    return Failure(label, message, path, setup=False)
+        if not full:
+            command.console.print(terminal(f"{told}{label}: its traceback could not be kept ({error})", lines=True))
+        return Failure(label, message, None, setup=full)
+    return Failure(label, message, path, setup=full)
 
 
 def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Cell, dict[str, float]] | Failure:

@@ -249,7 +249,7 @@ def _model(cfg: DictConfig) -> Iterator[str]:
 
 
 def _results(cfg: DictConfig) -> Iterator[str]:
-    """Check that the results folder, or the nearest folder above it, can be written to."""
+    """Check that the results folder, or the nearest folder above it, can be written to; a dry run writes nothing."""
     folder = Path(cfg.runtime.results).absolute()
     if folder.is_symlink() and not folder.exists():
         yield f"runtime.results={shown(cfg.runtime.results)}: a link to nowhere; choose another folder"
@@ -258,7 +258,8 @@ def _results(cfg: DictConfig) -> Iterator[str]:
     except OSError as error:
         yield f"runtime.results={shown(cfg.runtime.results)}: {error.strerror}; choose another folder"
         return
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    rights = os.X_OK if cfg.runtime.get("dry_run") is True else os.W_OK | os.X_OK
+    if not existing.is_dir() or not os.access(existing, rights):
         yield f"runtime.results={cfg.runtime.results}: {existing} cannot be written; choose another folder"
 
 
@@ -323,7 +324,7 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _tuning: ("tuning", "strength", "method.strengths", "suite"),
     _scorers: ("pairs.scorer", "tuning.scorer", "scorer"),
     _model: ("model",),
-    _results: ("runtime.results",),
+    _results: ("runtime.results", "runtime.dry_run"),
     _devices: ("runtime.device", "runtime.max_memory", "scorer"),
     _of_tasks: ("suite",),
     _parts: ("method",),

@@ -72,7 +72,7 @@ class Detoxify:
                 )
             if not self.sha256.startswith(digits):
                 raise SetupError(
-                    f"scorer.detoxify.sha256={self.sha256}: that of the published {Path(url).name} begins with {digits}; "
+                    f"scorer.detoxify.sha256={self.sha256}: the published {Path(url).name}'s begins with {digits}; "
                     "for another file set scorer.detoxify.checkpoint=FILE"
                 )
         if self.config_path is not None and not (Path(self.config_path) / "config.json").is_file():

@@ -80,6 +80,13 @@ def test_functions_that_list_values():
     ("argument", "message"),
     [
         ("method=glob(x*)", "no method is named like that. Allowed: ablation"),
+        ("method=glob(*,exclude=*)", "exclude takes all of them away, so none is left. Allowed: ablation"),
+        ("strength=range(1,1)", "names no value, so nothing would run; write strength=range(START,STOP,STEP)"),
+        ("strength=sort(range(3,1))", "names no value"),
+        ("seed.fit=range(0,3,-1)", "names no value"),
+        ("strength=range(1,10,0)", "cannot be counted out; write strength=range(START,STOP,STEP)"),
+        ("strength=range(0,nan)", "cannot be counted out"),
+        ("add=[method=caa strength=range(2,1)]", "names no value"),
         ("strength=glob(*)", "glob(...) chooses files of a group"),
         ("strength=interval(0,1)", "only optimisers draw from an interval; list values, as in -m strength=0,0.5,1"),
         ("experiment=glob(c*)", "each experiment has its own sweep"),

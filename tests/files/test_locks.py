@@ -1,5 +1,6 @@
 """One process works and the others wait; a lock outlives no process."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -93,3 +94,29 @@ def test_without_locks_everybody_works(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.FileLock, "acquire", none)
     with locks.alone(tmp_path / "a.lock", "a fit"), locks.alone(tmp_path / "a.lock", "a fit"):
         pass
+
+
+def test_a_lock_is_seen_without_the_right_to_write(other, monkeypatch):
+    path, process = other
+    real = os.open
+
+    def read_only(name, flags, *rest, **more):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(name))
+        return real(name, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert locks.is_held(path) is True
+    process.kill()
+    process.wait()
+    assert locks.is_held(path) is False and locks.is_held(path.with_name("none.lock")) is False
+
+
+def test_what_cannot_be_found_out_is_not_called_free(other, monkeypatch):
+    path, _ = other
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    assert locks.is_held(path) is None

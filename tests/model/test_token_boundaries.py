@@ -152,7 +152,9 @@ def wanted(lm: LM, name: str) -> list[str]:
 
 
 def quick(method: Method) -> Method:
-    """A few steps show as much here."""
+    """A few steps show as much here, and texts of a single token are read."""
+    if getattr(method, "skip_first", 0):
+        method = replace(method, skip_first=0)
     if isinstance(method, Stack):
         return replace(method, parts={name: quick(part) for name, part in method.parts.items()})
     if isinstance(method, ActivationScaling | LinEAS):

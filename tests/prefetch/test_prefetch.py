@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.prefetch import __main__ as command
+from bench.prefetch.fetching import Failed
 from tests.hub.test_data import lines
 from tests.hub.test_models import NAME
 from tests.hub_server import serving
@@ -135,3 +136,9 @@ def test_detoxify_brings_its_checkpoint_and_its_base(hub, tmp_path, monkeypatch)
 def test_a_manifest_without_a_name_is_refused(capsys):
     assert command.main(["method=unsteered", "--manifest"]) == 2
     assert "expected the file to write" in capsys.readouterr().err
+
+
+def test_where_nothing_was_fetched_nothing_is_said_to_be_there(capsys):
+    assert command._told([], [Failed("model x", "no network")]) == 2
+    told = capsys.readouterr().err
+    assert "nothing was fetched; the parts above are lacking" in told and "all were there" not in told

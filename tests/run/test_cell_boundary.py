@@ -2,7 +2,9 @@
 is told with what to do."""
 
 import errno
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,7 @@ def test_the_other_cell_has_its_records(place, trouble, world, tmp_path, monkeyp
         monkeypatch.setattr(CAA, place, of_caa(getattr(CAA, place)))
     code = main(sweep(world, tmp_path))
     told = capsys.readouterr().err
-    assert code == 1
+    assert code == (2 if trouble is full else 1)  # the user must free some space
     assert TROUBLES[trouble] in told and "1 of 2 cells failed" in told and "Traceback" not in told
     assert methods_done(tmp_path) == {"random_direction"}
     (failure,) = (tmp_path / "runs/failures").iterdir()
@@ -125,11 +127,19 @@ def test_a_full_disk_while_the_failure_itself_is_written(world, tmp_path, monkey
     assert methods_done(tmp_path) == {"random_direction"}
 
 
+def test_on_a_full_disk_no_traceback_is_printed(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(CAA, "fit", full)
+    monkeypatch.setattr(atomic, "write_whole", full)  # neither can anything else be written
+    assert main(arguments(world, tmp_path, "method=caa", "strength=2", "tuning.scorer=profanity_check")) == 2
+    told = capsys.readouterr().err
+    assert "results/x: No space left on device; free some space" in told and "Traceback" not in told
+
+
 @pytest.mark.slow
 def test_the_same_command_computes_what_is_missing(world, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(CAA, "fit", full)
-        assert main(sweep(world, tmp_path)) == 1
+        assert main(sweep(world, tmp_path)) == 2
     assert main(sweep(world, tmp_path)) == 0
     assert methods_done(tmp_path) == {"caa", "random_direction"}
 
@@ -187,3 +197,18 @@ def test_known_results_need_no_check(world, tmp_path, monkeypatch):
     assert main(given) == 0
     monkeypatch.setattr(cell_model.checkpoint, "skeleton", never)
     assert main(given) == 0
+
+
+def test_a_cell_that_has_ended_keeps_no_memory(world, tmp_path, monkeypatch):
+    seen = []
+
+    def run(cell):
+        gc.collect()
+        assert [one() for one in seen] == [None] * len(seen)
+        seen.append(weakref.ref(cell))
+        return real(cell)
+
+    real = runner.run_cell
+    monkeypatch.setattr(runner, "run_cell", run)
+    assert main(sweep(world, tmp_path)) == 0
+    assert len(seen) == 2

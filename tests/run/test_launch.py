@@ -1,23 +1,28 @@
 """Sweeps that Hydra's launchers run: what is theirs, in which order, and that no number differs."""
 
 import json
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from bench.__main__ import Sweep, main
-from bench.config import compose
+from bench.config import compose, folders
 from bench.config.hydra_launcher import Ready, launcher_of
 from bench.config.launch_arguments import split
 from bench.records import sweep_state
 from bench.records.sweep_state import Log
-from bench.run import launch
+from bench.run import cell_config, finished, job, launch
 from bench.run.cell import Cell
 from bench.run.job import Job
 from bench.run.runner import plan
@@ -89,11 +94,21 @@ def test_a_launcher_that_is_not_installed_has_its_command(tmp_path, monkeypatch)
             pytest.fail("it was launched")
 
 
+@pytest.mark.parametrize(("launcher", "code"), [("submitit_local", -signal.SIGTERM), ("joblib", 0)])
+def test_jobs_of_this_machine_end_with_a_stopped_launcher(launcher, code, tmp_path):
+    work = "import sys, time\nprint(flush=True)\ntime.sleep(0 if 'joblib' in sys.argv else 60)"
+    argv = [sys.executable, "-c", work, "submitit.local._local", launcher]
+    with pytest.raises(KeyboardInterrupt), launcher_of([f"hydra/launcher={launcher}"], [], nothing, tmp_path):
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        raise KeyboardInterrupt
+    assert process.wait(30) == code
+
+
 def test_a_job_is_read_as_it_was_written():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    cells = [["method=caa", "strength=2"], ["model.path=/a b/'c'", 'pairs.path="x,y"', "suite=[rtp,fluency]"]]
-    job = Job("cells", "/results/it's/runs", [0, 7], cells, ["0", "GPU-1f"])
+    job = Job("cells", "/results/it's/runs", [0, 7], ["0", "GPU-1f"])
     (read,) = OverridesParser.create().parse_overrides([job.override()])
     assert Job.read(SimpleNamespace(**read.value())) == job
 
@@ -174,7 +189,7 @@ def test_what_cells_share_comes_in_a_wave_of_its_own(world, tmp_path, asked, kin
     given = [one for one in arguments(world, tmp_path)[1:] if not one.startswith("pairs")]
     jobs = compose.jobs([*given, *asked.split()], multirun=True)
     cells = [Cell(compose.compose(one), Session()) for one in jobs]
-    todo = [launch.Asked(number, [], cell, plan(cell)) for number, cell in enumerate(cells)]
+    todo = [launch.Asked(number, cell, plan(cell)) for number, cell in enumerate(cells)]
     assert {key.partition(" ")[0] for one in todo for key in launch._shared(one)} == kinds
     found = [(stage, [one.number for one in wave]) for stage, wave in launch.waves(todo)]
     assert (found[0] == ("shared", [0])) == bool(kinds) and found[-1] == ("cells", [0, 1])
@@ -187,10 +202,85 @@ def test_a_failing_cell_is_told_and_the_others_go_on(world, tmp_path, launched, 
 
     monkeypatch.setattr("methods.random_direction.RandomDirection.fit", full)
     asked = ("method=unsteered,caa,random_direction", "strength=2", "runtime.threads=1", "launcher=joblib")
-    assert main(arguments(world, tmp_path, *asked)) == 1
+    assert main(arguments(world, tmp_path, *asked)) == 2
     assert "No space left" in capsys.readouterr().err
     (sweep,) = [sweep_state.read(folder) for folder in sweep_state.folders(tmp_path / "runs")]
     assert sweep is not None and [one.state for one in sweep.cells] == ["done", "done", "failed"]
+
+
+def first(monkeypatch, change):
+    """Let something happen between the launch and the work of each job."""
+    real = job.run
+
+    def run(cfg):
+        change(Path(cfg.job.log))
+        return real(cfg)
+
+    monkeypatch.setattr(job, "run", run)
+
+
+SMALL = ("method=unsteered,caa", "strength=2", "runtime.threads=1")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_yaml_that_is_edited_during_a_sweep_changes_nothing(world, tmp_path, launched, monkeypatch):  # noqa: F811
+    assert main(arguments(world, tmp_path / "a", *SMALL)) == 0
+    shutil.copytree(folders.folder(), tmp_path / "conf")
+    caa = tmp_path / "conf/method/caa.yaml"
+    caa.write_text(re.sub(r"^layer: \S+", "layer: 0", caa.read_text(), flags=re.MULTILINE))
+
+    def edit(_):
+        for module in (folders, compose):
+            monkeypatch.setattr(module, "folder", lambda: tmp_path / "conf")
+
+    first(monkeypatch, edit)
+    assert main(arguments(world, tmp_path / "b", *SMALL, "launcher=joblib")) == 0
+    assert launched and compose.compose(["method=caa", "model=local", "model.path=m"]).method.layer == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.usefixtures("without_figures", "launched")
+@pytest.mark.parametrize("text", [None, "{", "- a list", "seed: ???"])
+def test_a_cell_whose_config_a_job_cannot_use_fails_alone(text, world, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def damage(log):
+        (log / "1.yaml").unlink(missing_ok=True) if text is None else (log / "1.yaml").write_text(text)
+
+    first(monkeypatch, damage)
+    asked = ("method=unsteered,caa,random_direction", *SMALL[1:], "launcher=joblib", "runtime.cells_per_job=2")
+    assert main(arguments(world, tmp_path, *asked)) == 2
+    told = capsys.readouterr().err
+    assert "1 of 3 cells failed" in told and "failed: caa" in told and "to run it alone: " in told
+    (sweep,) = [sweep_state.read(folder) for folder in sweep_state.folders(tmp_path / "runs")]
+    assert sweep is not None and [one.state for one in sweep.cells] == ["done", "failed", "done"]
+
+
+@pytest.mark.usefixtures("without_figures", "launched")
+def test_a_cell_without_its_results_is_no_finished_cell(world, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def run(cfg):
+        found = real(cfg)
+        shutil.rmtree(Path(cfg.job.log).parents[1] / "records")
+        return found
+
+    real = job.run
+    monkeypatch.setattr(job, "run", run)
+    monkeypatch.setattr(finished, "note", lambda *_: pytest.fail("it was noted as finished"))
+    assert main(arguments(world, tmp_path, *SMALL, "launcher=joblib")) == 1
+    told = capsys.readouterr().err
+    assert "not all its results are stored" in told and "2 of 2 cells failed" in told
+    assert "to run it alone: " in told
+    (sweep,) = [sweep_state.read(folder) for folder in sweep_state.folders(tmp_path / "runs")]
+    assert sweep is not None and sweep.count("failed") == 2
+
+
+@pytest.mark.parametrize("text", ["1e3", "null", "yes", "1:30", "\u2028#: é\n", "\x07\x85", " 😀 "])
+def test_a_config_comes_back_as_it_was_written(text, world, tmp_path):  # noqa: F811
+    asked = ["method=caa", "strength=1e-7", "limit=3", "sampling.top_p=.9", "sampling.stop=x"]
+    cfg = compose.compose([*arguments(world, tmp_path)[1:], *asked])
+    cfg.sampling.stop = text
+    cell_config.write(tmp_path / "log", 3, cfg)
+    found = cell_config.read(tmp_path / "log", 3)
+    assert OmegaConf.is_struct(found) and Cell(found, Session()).names.fit_id == Cell(cfg, Session()).names.fit_id
+    assert OmegaConf.to_container(found) == OmegaConf.to_container(cfg)  # with interpolations as they are
 
 
 def lossy(name, launch):
@@ -198,7 +288,7 @@ def lossy(name, launch):
 
 
 def of_cells(log, count):
-    return [Job("cells", str(log.folder), [one], [["method=caa", f"strength={one}"]], []) for one in range(count)]
+    return [Job("cells", str(log.folder), [one], []) for one in range(count)]
 
 
 def test_a_launcher_that_loses_a_job_says_which_cells_are_left(tmp_path):
@@ -211,14 +301,21 @@ def test_a_launcher_that_loses_a_job_says_which_cells_are_left(tmp_path):
         raise RuntimeError("a worker was killed\n\nby somebody\nat /a/b")
 
     failures = launch._launched(lossy("submitit_slurm", lost), of_cells(log, 3), log)
-    assert [(one.label, one.alone) for one in failures] == [
-        ("caa x1", "python -m bench method=caa strength=1"), ("caa x2", "python -m bench method=caa strength=2"),
-    ]  # fmt: skip
-    assert failures[0].message == "no such layer"
-    assert failures[1].message == "a job ended before it could say how (RuntimeError: a worker was killed by somebody)"
-    (failure,) = launch._launched(lossy("submitit_local", lost), of_cells(log, 3)[2:], log)
-    assert "steerbench status" in failure.message
-    assert launch._launched(lossy("submitit_slurm", lost), [replace(of_cells(log, 3)[2], stage="fits")], log) == []
+    assert {number: one.label for number, one in failures.items()} == {1: "caa x1", 2: "caa x2"}
+    assert failures[1].message == "no such layer"
+    assert failures[2].message == "a job ended before it could say how (RuntimeError: a worker was killed by somebody)"
+    failures = launch._launched(lossy("submitit_local", lost), of_cells(log, 3)[2:], log)
+    assert "steerbench status" in failures[2].message
+    assert launch._launched(lossy("submitit_slurm", lost), [replace(of_cells(log, 3)[2], stage="fits")], log) == {}
+
+
+def test_of_several_lost_jobs_one_reason_is_no_more_than_that(tmp_path):
+    def lost(_):
+        raise RuntimeError("job 7 was cancelled")
+
+    log = Log.begin(tmp_path, [], [("caa x1", False), ("caa x2", False)], "slurm")
+    failures = launch._launched(lossy("submitit_slurm", lost), of_cells(log, 2), log)
+    assert all("several jobs returned nothing, and this is told of one" in one.message for one in failures.values())
 
 
 def test_a_job_that_meets_a_full_disk_says_what_to_do(tmp_path):
@@ -226,8 +323,11 @@ def test_a_job_that_meets_a_full_disk_says_what_to_do(tmp_path):
         raise OSError(28, "No space left on device")
 
     log = Log.begin(tmp_path, [], [("caa", False)], "joblib")
-    (failure,) = launch._launched(lossy("joblib", full), of_cells(log, 1), log)
-    assert "No space left on device; free some space there" in failure.message
+    failures = launch._launched(lossy("joblib", full), of_cells(log, 1), log)
+    assert "No space left on device; free some space there" in failures[0].message and failures[0].setup
+    launch._log_failed(failures, log)
+    found = sweep_state.read(log.folder)
+    assert found is not None and "No space left" in (found.cells[0].message or "") and found.count("failed") == 1
 
 
 def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsys):
@@ -246,11 +346,16 @@ def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsy
 
     failures = launch._launched(lossy("joblib", ends_one_and_dies), of_cells(log, 4)[::-1], log)
     assert launched == [[3, 2, 1, 0], [1, 0, 3], [0, 3], [3], [3]]  # what was being computed comes last
-    assert [(one.label, one.message[:13]) for one in failures] == [
-        ("caa x1", "no such layer"),
-        ("caa x3", "a job ended b"),
-    ]
+    assert {number: one.message[:13] for number, one in failures.items()} == {1: "no such layer", 3: "a job ended b"}
     assert "go on in new processes" in capsys.readouterr().err
+
+
+def test_a_job_that_is_stopped_counts_its_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(job, "_sessions", [Session(written=2)])
+    with pytest.raises(SystemExit), job._signals(tmp_path):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(5)
+    assert "stopped by SIGTERM; 2 finished results are kept; the same command goes on" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """limit=N, runtime.dry_run, runtime.overwrite, and the command that runs a failed cell alone."""
 
 import json
+import os
 import shlex
 
 import pandas as pd
@@ -10,7 +11,7 @@ from bench.__main__ import main
 from bench.config import compose
 from bench.files.overwrite import Overwrite
 from bench.records import record
-from bench.run import speeds
+from bench.run import speeds, validate
 from tests.run.test_smoke import arguments, contents, without_figures, world  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -64,6 +65,15 @@ def test_a_dry_run_tells_and_computes_nothing(world, tmp_path, capsys):  # noqa:
     assert main(arguments(world, tmp_path, *asked, "runtime.dry_run=true")) == 0
     told = capsys.readouterr().out
     assert "2 cells can run, 2 already computed" in told and "time:" not in told
+
+
+def test_a_dry_run_needs_no_right_to_write(world, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(validate.os, "access", lambda _, mode: not mode & os.W_OK)
+    asked = ("method=unsteered", "suite=[capability]")
+    assert main(arguments(world, tmp_path, *asked, "runtime.dry_run=true")) == 0
+    assert "1 cell can run" in capsys.readouterr().out
+    assert main(arguments(world, tmp_path, *asked)) == 2
+    assert "cannot be written; choose another folder" in capsys.readouterr().err
 
 
 def test_a_dry_run_tells_cells_of_one_name_apart(world, tmp_path, capsys):  # noqa: F811
@@ -176,7 +186,7 @@ def test_old_records_stay_until_the_new_one_is_whole(world, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bench.suites.rtp.RTP.ask", full)
-    assert main(arguments(world, tmp_path, *asked, "runtime.overwrite=always")) == 1
+    assert main(arguments(world, tmp_path, *asked, "runtime.overwrite=always")) == 2
     assert records(tmp_path) == before
 
 
