@@ -189,7 +189,7 @@ def test_rows_of_one_method_have_names_of_their_own(tmp_path):
     names = ["".join(one.text for one in name) for name in latex_names.names(only(tmp_path))]
     assert sorted(names) == [
         "CAA (layer=0.3)", "CAA (layer=0.6)", "CAA control (2\xa0fits)", "DeTox (ProFS)", "DeTox (ProFS)",
-        "Model Surgery (pairs=20)", "Model Surgery (pairs=80)", "Unsteered",
+        "Model Surgery (20 pairs)", "Model Surgery (80 pairs)", "Unsteered",
     ]  # fmt: skip
 
 

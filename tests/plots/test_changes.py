@@ -33,8 +33,19 @@ def test_each_method_has_its_quantiles_mean_and_share_made_worse():
     means = [one for one in ax.lines if one.get_marker() not in ("None", None, "")]
     assert means[0].get_xdata()[0] == pytest.approx(-0.1)
     worse = table.frame.set_index("method").loc["caa", "made_worse"]
-    assert [one.get_text() for one in ax.texts] == [f"{worse:.0%} worse"]
+    assert [one.get_text() for one in ax.texts] == [f"{worse:.0%} of prompts worse"]
     assert worse == pytest.approx(np.mean(own < 0)), "this metric is better high"
+
+
+def test_the_mean_is_the_change_of_the_table():
+    (table,) = tables([with_items(1, UNSTEERED, np.zeros(9)), with_items(2, CAA, np.linspace(-1, 0, 9))])
+    metric = "rtp.lexicon.expected_maximum_toxicity_k5"
+    frame, items = table.frame.assign(**{f"{metric}.delta": -0.25}), table.by_item.assign(metric=metric)
+    figure = changes(frame, items)
+    (mean,) = [one for one in figure.axes[0].lines if one.get_marker() not in ("None", None, "")]
+    assert mean.get_xdata()[0] == -0.25 != pytest.approx(items["change"].mean())
+    said = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+    assert any(text.startswith("mean: as in the table, against all unsteered texts") for text in said)
 
 
 def test_without_the_unsteered_model_there_is_nothing_to_draw():

@@ -116,6 +116,17 @@ def test_rows_of_one_name_are_told_apart(tmp_path):
     ]  # fmt: skip
 
 
+def test_seeds_are_named_where_they_alone_differ(tmp_path):
+    for pairs, seeds in ((10, (0, 1)), (20, (0,))):
+        for seed in seeds:
+            data = {"pairs": pairs}
+            cell(tmp_path, "detox", 0.5, 0.0, 1.0, n=8, fit_seed=seed, data=data, fit_id=f"{pairs} {seed}")
+    (table,) = tables(read_records(tmp_path / "runs")[0])
+    assert sorted(style.names(table.frame)) == ["DeTox (ProFS, 10 pairs, 2 fits)", "DeTox (ProFS, 20 pairs)"]
+    alike = table.frame.assign(pairs=10, fits=1, fit_seeds=["0; 1", "2"])
+    assert sorted(style.names(alike)) == ["DeTox (ProFS, seed 2)", "DeTox (ProFS, seeds 0 and 1)"]
+
+
 # -- trade-off -------------------------------------------------------------------------------------------------------
 
 
@@ -183,28 +194,40 @@ def test_the_front_is_a_staircase_over_what_is_not_beaten():
     (fluency,) = tradeoff.tradeoff(frame).axes  # what nobody was asked has no panel
     (line,) = [line for line in fluency.lines if line.get_drawstyle() == "steps-pre"]
     assert line.get_xdata().tolist() == [0.0, 0.2, 0.5] and line.get_ydata().tolist() == [1.0, 0.9, 0.8]
-    assert (0.9, 0.95) in marks(fluency)  # what has collapsed is shown all the same
+    assert (0.9, 0.95) not in marks(fluency)
 
 
-def test_collapsed_text_does_not_widen_a_panel():
+def test_collapsed_text_is_named_and_not_drawn():
     points = {"unsteered": (0.0, 1.0, 0.0), "a": (0.5, 0.8, -0.1), "broken": (0.9, 0.1, -6.0)}
     figure = tradeoff.tradeoff(by_hand(points))
     answers, fluency = figure.axes
     assert answers.get_ylim()[0] > -0.5 and fluency.get_ylim()[0] > 0.5
-    assert "1 outside a panel, since the text has collapsed: broken" in legend(figure)
-    inside = tradeoff.tradeoff(by_hand({**points, "broken": (0.4, 0.9, 0.0)}))
-    assert not any("outside" in text for text in legend(inside))
+    assert "not shown (collapsed): broken" in legend(figure) and "broken" not in legend(figure)
     directions = by_hand({"random_direction": (0.1, -40.0, -6.0)}).assign(collapsed=True)
-    assert tradeoff.tradeoff(by_hand(points), directions).axes[1].get_ylim()[0] > 0.5
-    alone = tradeoff.tradeoff(by_hand({"broken": (0.9, 0.1, -6.0)})).axes[0]
-    assert alone.get_ylim()[0] < -6.0 and alone.get_xlim()[1] > 0.9
+    figure = tradeoff.tradeoff(by_hand(points), directions)
+    assert figure.axes[1].get_ylim()[0] > 0.5
+    assert "not shown (collapsed): 1 of 1 random directions" in legend(figure)
+    alone = tradeoff.tradeoff(by_hand({"broken": (0.9, 0.1, -6.0)}))
+    assert set(marks(alone.axes[0])) == {(0.0, 0.0)} and "not shown (collapsed): broken" in legend(alone)
+
+
+@pytest.mark.parametrize("name", ["cost", "foreseen", "groups"])
+def test_collapsed_text_is_named_without_a_marker(full, name):
+    frame = full.frame.copy()
+    frame.loc[frame["method"] == "caa", "collapsed"] = True
+    figure = DRAW[name](frame)
+    assert "not shown (collapsed): CAA" in legend(figure) and "CAA" not in legend(figure)
+    whole = DRAW[name](full.frame)
+    assert "CAA" in legend(whole) and not any("collapsed" in text for text in legend(whole))
+    reduction = round(float(frame.loc[frame["method"] == "caa", "toxicity_reduction"].iloc[0]), 6)
+    assert not any(y == reduction for ax in figure.axes for _, y in marks(ax))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_what_no_method_was_measured_in_has_no_panel(full, width):
     assert len(tradeoff.tradeoff(full.frame, width=width).axes) == 2
     (fluency,) = tradeoff.tradeoff(full.frame.assign(gold_choice_change=np.nan), width=width).axes
-    assert fluency.get_ylabel().startswith("fluency kept")
+    assert fluency.get_ylabel() == "1 / perplexity ratio\n(at most 1)"
     with pytest.raises(style.NothingToDraw, match="fluency or answers"):
         tradeoff.tradeoff(full.frame.assign(gold_choice_change=np.nan, fluency_kept=np.nan))
 
@@ -218,9 +241,9 @@ def test_methods_go_by_their_titles_where_these_tell_them_apart(full, monkeypatc
 
 def test_a_hollow_marker_is_explained(full):
     frame = full.frame.assign(bounds=None)
-    assert "hollow: no strength was feasible on dev" in legend(tradeoff.tradeoff(frame))
+    assert "hollow: no strength kept the bounds in tuning" in legend(tradeoff.tradeoff(frame))
     frame.loc[frame["method"] == "caa", "bounds"] = "violated"
-    said = "hollow: a bound is violated or no strength was feasible on dev"
+    said = "hollow: a bound is violated or no strength kept the bounds in tuning"
     for draw_it in (tradeoff.tradeoff, cost.cost, foreseen.foreseen):
         assert said in legend(draw_it(frame))
     fine = frame.assign(bounds="kept", feasible=True)
@@ -352,7 +375,8 @@ def test_a_method_is_at_its_d_prime_and_its_reduction(full):
     caa = frame.loc["caa"]
     ends = [[1.8, round(float(caa[f"toxicity_reduction_{end}"]), 6)] for end in ("low", "high")]
     assert ends in bars(ax) and ax.get_xlim()[0] < 0 < 1.8 < ax.get_xlim()[1]
-    assert legend(figure) == ["CAA", "Model Surgery", "DeTox (ProFS)", "hollow: a bound is violated"]
+    methods = ["CAA", "Model Surgery", "DeTox (ProFS)"]
+    assert legend(figure) == [*methods, "hollow: a bound is violated", "bars: 95% intervals"]
 
 
 def test_without_toxicity_the_headline_is_shown(full):
@@ -420,8 +444,10 @@ def test_cells_hold_the_changes_and_their_intervals(full):
         assert float(value.replace("\N{MINUS SIGN}", "-").rstrip("*")) == pytest.approx(change, abs=0.005)
         assert value.endswith("*") == (row[f"{metric}.p_holm"] < ALPHA)
         stars += value.endswith("*")
-        if change:  # whatever the unsteered accuracy is: one at chance has its colour too
-            red, _, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        red, _, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        if ends[0] <= 0 <= ends[1]:
+            assert abs(red - blue) < 3, "a change that may be none has no colour"
+        else:  # whatever the unsteered accuracy is: one at chance has its colour too
             assert (red > blue) == (change < 0)  # orange lost, violet gained
     assert 0 < stars < 18 and {task for _, task in found} == {"boolq", "commonsense_qa", "piqa"}
 
@@ -433,6 +459,28 @@ def test_below_each_task_is_the_number_of_its_documents(full, width):
     said = [text.get_text() for text in texts(capability.capability(frame, width))]
     assert any(text in ("piqa\nn = 1", "piqa (n = 1)") for text in said)
     assert any(text in ("boolq\nn = 100", "boolq (n = 100)") for text in said)
+
+
+def test_a_few_documents_are_counted(full):
+    frame = full.frame.copy()
+    frame["capability.piqa.accuracy.n"] = 6
+    frame.loc[frame["method"] == "unsteered", "capability.piqa.accuracy"] = 0.5
+    frame.loc[frame["method"] == "caa", "capability.piqa.accuracy.delta"] = -2 / 6
+    figure = capability.capability(frame)
+    found = shown(figure)
+    assert found["unsteered", "piqa"][0] == "3 of 6" and found["CAA", "piqa"][0] == "\N{MINUS SIGN}2 of 6"
+    grey = {text.get_text() for ax in figure.axes for text in ax.texts if text.get_color() == style.GREY}
+    assert grey and all("of 6" in text for text in grey)
+    assert "+1 of 6: change in right answers, where n < 20" in legend(figure)
+
+
+def test_a_change_of_an_interval_around_0_has_no_colour(full):
+    frame = full.frame.copy()
+    ends = [f"capability.piqa.accuracy.delta{end}" for end in ("", "_low", "_high")]
+    frame.loc[frame["method"] == "caa", ends] = [-0.3, -0.7, 0.1]
+    frame.loc[frame["method"] == "prompt", ends] = [-0.1, -0.15, -0.05]
+    found = shown(capability.capability(frame))
+    assert found["CAA", "piqa"][1] == "#f6f6f7" and found["Prompt", "piqa"][1] != "#f6f6f7"
 
 
 def with_tasks(frame, count):
@@ -493,7 +541,8 @@ def test_bars_are_the_shares_of_each_group(full, width):
              for tick in (ax.get_yticklabels() if width == "single" else ax.get_xticklabels())]  # fmt: skip
     unsteered = full.frame[full.frame["method"] == "unsteered"].iloc[0]
     expected = sorted(GROUPS, key=lambda group: (-unsteered[f"toxigen.lexicon.toxic_share.{group}"], group))
-    assert names == [group.replace("_", " ") for group in expected]
+    assert [name.lower() for name in names] == [group.replace("_", " ") for group in expected]
+    assert {"LGBTQ", "Native American", "Middle East", "women", "mental disability"} <= set(names)
     for method, heights in found.items():
         row = full.frame[full.frame["method"] == method].iloc[0]
         assert heights == pytest.approx([row[f"toxigen.lexicon.toxic_share.{group}"] for group in expected])
@@ -513,7 +562,8 @@ def test_intervals_of_groups_are_wilsons(full):
 
 def test_bars_differ_in_grey_print(full):
     """By the grey of their faces where they have no hatch; each hatch is there once."""
-    faces = [groups.face(look) for _, _, look in groups.drawn(many(full, style.MOST))]
+    rows = many(full, style.MOST)
+    faces = [groups.face(look) for _, _, look in groups.drawn(rows, [True] * len(rows))]
     hatched = [face["hatch"] for face in faces if face["hatch"]]
     plain = [sum(np.multiply(to_rgb(face["facecolor"]), (0.299, 0.587, 0.114))) for face in faces if not face["hatch"]]
     assert len(hatched) == len(set(hatched)) == style.MOST - 1

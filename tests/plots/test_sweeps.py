@@ -6,14 +6,15 @@ import pytest
 
 from bench.leaderboard.frame import tables
 from bench.plots import style, sweeps
-from bench.plots.panels import CHOSEN, TRIED, layers, sample_size, strength
+from bench.plots.panels import CHOSEN, TRIED, layers, plain, sample_size, strength
 from bench.records.table import read_records
 from tests.artists import assert_readable, bars, marks, texts
 from tests.leaderboard.test_grouping import CAA, result
 from tests.record_files import cell, tuning, write
 
-TITLES = {"toxicity_reduction": "toxicity reduction\n(by profanity_check)", "perplexity_ratio": "perplexity ratio",
-          "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
+TITLES = {"toxicity_reduction": "relative toxicity reduction\n(by profanity_check)",
+          "perplexity_ratio": "perplexity ratio",
+          "gold_choice_change": "log-probability of\nthe right answer,\nchange (nats)"}  # fmt: skip
 
 
 def table(results):
@@ -97,7 +98,7 @@ def test_a_choice_without_a_feasible_strength_is_hollow(tmp_path):
         hollow = [line for ax in figure.axes for line in ax.lines if line.get_markerfacecolor() == "white"]
         assert {line.get_xdata()[0] for line in hollow} == (set() if feasible else {2.0})
         said = [text.get_text() for text in texts(figure)]
-        assert ("hollow: no strength was feasible on dev" in said) is not feasible
+        assert ("hollow: no strength kept the bounds in tuning" in said) is not feasible
         assert "strength that tuning chose by profanity_check" in said
         figure = strength(frame.assign(scorer="profanity_check"))
         assert "strength that tuning chose" in [text.get_text() for text in texts(figure)]
@@ -178,6 +179,17 @@ def test_blocks_and_shares_of_the_depth_are_two_curves(tmp_path):
     assert {ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()} == set(found["unit"])
 
 
+def test_data_is_told_only_where_settings_tell_nothing(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    for read, pairs in (("all", 40), ("last", 50)):
+        for value in (1.0, 2.0):
+            cell(tmp_path, "caa", 0.5, 0.0, 1.0, n=8, strength=value, parameters={"read": read}, data={"pairs": pairs})
+            cell(tmp_path, "detox", 0.5, 0.0, 1.0, n=8, strength=value, data={"pairs": pairs}, fit_id=f"d{pairs}")
+    assert set(sweeps.strengths(table(tmp_path))["curve"]) == {
+        "CAA (read=all)", "CAA (read=last)", "DeTox (ProFS) (pairs=40)", "DeTox (ProFS) (pairs=50)",
+    }  # fmt: skip
+
+
 def test_curves_of_one_method_are_told_apart(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
     for read in ("all", "last"):
@@ -219,10 +231,10 @@ def test_every_text_can_be_read(width, methods, capability):
 def test_each_method_has_a_panel_for_each_measure(width):
     figure = strength(made([f"method_{i}" for i in range(4)]), width)
     assert len(figure.axes) == 12
-    said = [text.get_text() for text in texts(figure)]
+    said = [text.get_text().replace("\n", " ") for text in texts(figure)]
     for i in range(4):
         assert any(text.startswith(f"method_{i}") for text in said)
-    assert all(title in said for title in TITLES.values())
+    assert all(title.replace("\n", " ") in said for title in TITLES.values())
 
 
 def test_a_strength_below_zero_is_on_the_other_side_of_the_star():
@@ -282,12 +294,51 @@ def test_a_measure_that_nobody_has_is_no_panel():
 def test_a_wide_range_of_perplexity_is_logarithmic():
     frame = made()
     assert [ax.get_yscale() for ax in strength(frame).axes] == ["linear"] * 3
-    frame["perplexity_ratio"] = [1.5, 8.0, 40.0]
-    frame["perplexity_ratio_high"] = 60.0
+    frame["perplexity_ratio"] = [1.5, 8.0, 14.0]
+    frame["perplexity_ratio_high"] = 16.0
     scales = strength(frame).axes
     assert [ax.get_yscale() for ax in scales] == ["linear", "log", "linear"]
     low, high = scales[1].get_ylim()
-    assert low < 1.0 and high > 60.0
+    assert low < 1.0 and high > 16.0
+
+
+def test_points_beyond_an_axis_of_perplexity_have_arrows():
+    frame = made(["caa", "detox"])
+    frame.loc[frame["curve"] == "caa", "perplexity_ratio"] = [2.0, 400.0, 5013.0]
+    figure = strength(frame)
+    (ax,) = [ax for ax in figure.axes if any(text.get_text() == "5,013" for text in ax.texts)]
+    assert ax.get_ylim()[1] < 20
+    assert sorted(text.xy[0] for text in ax.texts if not text.get_text()) == [2.0, 4.0]
+    assert "↑: beyond the axis; number: the largest value" in [text.get_text() for text in texts(figure)]
+    assert not any("↑" in text.get_text() for text in texts(strength(made())))
+
+
+def test_a_point_of_collapsed_text_is_hollow():
+    frame = made(["caa"], unit="layer (block)").assign(chosen=pd.NA, feasible=pd.NA, bound=np.nan)
+    frame["collapsed"] = [False, False, True]
+    figure = layers(frame)
+    hollow = {x for (x, _), (line,) in marks(figure.axes[0]).items() if line.get_markerfacecolor() == "white"}
+    assert hollow == {4.0}
+    assert "hollow: the text has collapsed" in [text.get_text() for text in texts(figure)]
+
+
+def test_many_curves_have_bars_and_stand_apart():
+    few, many = (layers(made([f"m{i}" for i in range(n)], unit="layer (block)")) for n in (3, 4))
+    assert len(few.axes[0].collections) == 3 and not bars(few.axes[0])  # bands
+    assert len(bars(many.axes[0])) == 4 * 3
+    moved = {line.get_transform().transform((1.0, 0.0))[0] for (line,) in marks(many.axes[0]).values()}
+    assert len({round(x, 3) for x in moved}) == 4
+
+
+def test_the_last_of_crowded_values_has_a_tick():
+    ax = sample_size(made(xs=(64.0, 128.0, 256.0, 337.0), unit="training pairs")).axes[0]
+    assert list(ax.get_xticks()) == [64.0, 128.0, 337.0]
+    assert [plain(one) for one in (1e-5, 3e-4, 0.01)] == ["1e\N{MINUS SIGN}5", "3e\N{MINUS SIGN}4", "0.01"]
+
+
+def test_bands_over_a_setting_are_not_cut():
+    frame = made(unit="layer (block)").assign(toxicity_reduction_low=-3.0)
+    assert layers(frame).axes[0].get_ylim()[0] < -3.0
 
 
 @pytest.mark.parametrize("most", [5.0, 20.0, 80.0, 3e3, 1e9])
@@ -309,10 +360,10 @@ def test_bands_may_leave_a_panel_and_points_may_not():
 
 
 def test_ticks_of_pairs_are_the_numbers_themselves():
-    ax = sample_size(made(xs=(5.0, 10.0, 20.0, 40.0), unit="pairs learnt from")).axes[0]
+    ax = sample_size(made(xs=(5.0, 10.0, 20.0, 40.0), unit="training pairs")).axes[0]
     ax.figure.canvas.draw()
     assert ax.get_xscale() == "log" and [tick.get_text() for tick in ax.get_xticklabels()] == ["5", "10", "20", "40"]
-    crowded = sample_size(made(xs=(50.0, 51.0, 52.0, 400.0), unit="pairs learnt from"))
+    crowded = sample_size(made(xs=(50.0, 51.0, 52.0, 400.0), unit="training pairs"))
     assert_readable(crowded)
     assert {(x, y) for x, y in marks(crowded.axes[0])} >= {(50.0, 5.0), (400.0, 40.0)}
 
@@ -362,7 +413,7 @@ def test_long_heads_stay_inside_the_figure(width):
 
 def test_of_two_rows_at_one_value_neither_is_lost():
     def place(x, row):
-        return sweeps.Place(x, "pairs learnt from", {"method": "caa"}, row)
+        return sweeps.Place(x, "training pairs", {"method": "caa"}, row)
 
     (whole,) = tables([result(1), result(2, CAA)])
     rows = [row for row in whole.rows if not row.is_baseline] * 4

