@@ -128,10 +128,12 @@ def show(frame: pd.DataFrame) -> None:
 
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw the shares that `link` computes, by layer, beside the band of random subspaces."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     from bench.plots import style
+    from bench.records import titles
 
     @style.styled
     def draw() -> Any:
@@ -142,12 +144,14 @@ def figure(frame: pd.DataFrame) -> "Figure":
         ax.plot(frame["layer"], frame["share"], color=style.COLOURS[0], marker="o", markersize=3, linewidth=1)
         ax.set_xlabel("block")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_ylabel("share of the gradient's energy")
+        ax.set_ylabel("share of the gradient's\nsquared norm")
         ax.set_ylim(0, max(0.05, 1.1 * float(frame[["share", "random_high"]].max().max())))
         ax.grid()
+        method = titles.title(str(frame["method"].iloc[0]))
         keys = [
-            style.key(style.MarkerStyle(style.COLOURS[0], "o", ""), "subspaces of the fit"),
-            Patch(facecolor=style.PALE, edgecolor=style.GREY, label=f"{RANDOM} random ones of equal rank"),
+            style.key(style.MarkerStyle(style.COLOURS[0], "o", ""), f"subspaces of {method}"),
+            Line2D([], [], color=style.GREY, linestyle=style.DASHES, label=f"{RANDOM} random subspaces: mean"),
+            Patch(facecolor=style.PALE, edgecolor=style.GREY, label="their range"),
         ]
         style.legend(drawn, keys)
         return drawn

@@ -181,7 +181,7 @@ def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: s
     return float(learnt(folder, method, fact, amount, of)["value" if of else "delta"])
 
 
-MANY = (64, 128, 256, 337)
+MANY = (64, 128, 256, 337, 512)
 """The numbers of pairs in `many_pairs`."""
 
 
@@ -550,20 +550,20 @@ CLAIMS = [
     Claim(RESULTS, "differ from those above (the unsteered model has a toxicity of {}),",
           "records of many_pairs",
           lambda: [value("many_pairs", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
-    Claim(RESULTS, "CAA lowers it by {}, {}, {} and {} with {}, {}, {} and {} pairs;", "leaderboard of many_pairs",
+    Claim(RESULTS, "CAA lowers it by {}, {}, {}, {} and {} with {}, {}, {}, {} and {} pairs;", "leaderboard of many_pairs",
           lambda: [*(-one for one in of_pairs("caa")), *MANY]),
-    Claim(RESULTS, "DPO changes it by {}, {}, {} and {}, so more pairs", "leaderboard of many_pairs",
+    Claim(RESULTS, "it changes toxicity by {}, {}, {}, {} and {};", "leaderboard of many_pairs",
           lambda: of_pairs("dpo")),
-    Claim(RESULTS, "with {} pairs its text has {} [{}, {}] times the perplexity", "leaderboard of many_pairs",
-          lambda: [MANY[-1], *learnt("many_pairs", "dpo", "pairs", MANY[-1], "perplexity_ratio")[
+    Claim(RESULTS, "and there its text has {} [{}, {}] times the perplexity", "leaderboard of many_pairs",
+          lambda: [*learnt("many_pairs", "dpo", "pairs", MANY[-1], "perplexity_ratio")[
               ["value", "low", "high"]]]),
     Claim(RESULTS, "{}% and {}% of the gain are kept, though a part", "records of security_vectors and _transfer",
           lambda: [100 * kept_gain(folder, "gold_logprob")
                    for folder in ("security_vectors", "security_vectors_transfer")]),
     Claim(RESULTS, "log-probability of the right answer among the choices, {}% is kept.", f"records of {ATTACK}",
           lambda: [100 * kept_gain(ATTACK, "gold_choice_logprob")]),
-    Claim(RESULTS, "DeTox stays at {}, {}, {} and {}, and Model Surgery at {}, {}, {} and {}, with "
-          "intervals of up to ±{}:",
+    Claim(RESULTS, "DeTox stays at {}, {}, {}, {} and {}, and Model Surgery at {}, {}, {}, {} and {}, none of them "
+          "significant, with intervals of up to ±{}:",
           "leaderboard of many_pairs",
           lambda: [*of_pairs("detox"), *of_pairs("probe_rows"),
                    max(half_width(learnt("many_pairs", method, "pairs", pairs))[1]

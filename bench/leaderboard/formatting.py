@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from bench.leaderboard.frame import FITS, Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls, has_collapsed
 from bench.records import titles
-from bench.records.fields import Decoding, Scorers, brief
+from bench.records.fields import Decoding, MethodPart, Scorers, brief
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.records.record import Record
 from bench.stats.bootstrap import LEVEL
@@ -29,6 +29,7 @@ CONTENT = (
 SEPARATE = "Results of different models, data or decoding are in separate tables; do not compare numbers of two tables."
 
 
+T = TypeVar("T")
 Called = Mapping[str, str] | None
 """Name of a method -> what it is called in a text; None: by its name."""
 
@@ -333,20 +334,23 @@ NAMING = ("method", "parameters", "flip", "strength", "data", "pairs", "records"
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
     """Return the name of each row's method, with the parameters that distinguish rows of this name, and its fits.
 
-    called: for each method the title to write in place of its name.
+    Seeds are told where rows would have one name and strength without them. A method made of others is "stack: a + b".
+    called: for each method the title to write in place of its name; "" for the names of its parts alone.
     """
     found, named = [], titles.title if called else str
     rows = lines(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
-    differing = varying(list(frame["method"]), known)
-    alike, learnt, pairs = (defaultdict[Any, set[str]](set) for _ in range(3))
+    inner = [parts(own, named) for own in known]
+    made = [(row["method"], one) for row, one in zip(rows, inner, strict=True)]
+    differing = varying(made, known)
+    learnt, pairs = (defaultdict[Any, set[str]](set) for _ in range(2))
     settings = [(row["method"], _hashable(own)) for row, own in zip(rows, known, strict=True)]
     for row, setting in zip(rows, settings, strict=True):
-        alike[setting].add(row["records"])
         learnt[setting, row.get("strength")].add(str(row.get("data")))
         pairs[setting, row.get("strength")].add(str(row.get("pairs")))
-    for row, own, setting in zip(rows, known, settings, strict=True):
-        told = [f"{key}={brief(value, named)}" for key, value in own.items() if key in differing[row["method"]]]
+    for row, own, setting, of in zip(rows, known, settings, made, strict=True):
+        shown = differing[of] - ({"parts"} if of[1] else set())
+        told = [f"{key}={brief(value, named)}" for key, value in own.items() if key in shown]
         told += [str(row["data"])] if len(learnt[setting, row.get("strength")]) > 1 else []
         told += (
             [f"{row['pairs']:g} pairs"]
@@ -354,17 +358,30 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
             else []
         )
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
-        if len(alike[setting]) > 1:
-            told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
         name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
-        name = (called or {}).get(row["method"], name)
-        found.append(name + (f" ({', '.join(told)})" if told else ""))
-    return found
+        name = ": ".join(filter(None, [(called or {}).get(row["method"], name), of[1]])) or name
+        found.append((name, told))
+    keys = [(name, *told, str(row.get("strength"))) for (name, told), row in zip(found, rows, strict=True)]
+    same = Counter(keys)
+    for key, (_, told), row in zip(keys, found, rows, strict=True):
+        if same[key] > 1 and pd.notna(row["fit_seeds"]):
+            seeds = str(row["fit_seeds"]).split("; ")
+            told.append(f"seed{'s' if len(seeds) > 1 else ''} {' and '.join(seeds)}")
+    return [name + (f" ({', '.join(told)})" if told else "") for name, told in found]
 
 
-def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+def parts(own: Mapping[str, Any], named: Callable[[str], str]) -> str:
+    """Return the names of the methods that a method applies in turn, as "a + b"; empty if it is not made of others."""
+    inner, order = own.get("parts"), own.get("parts_order")
+    if not isinstance(inner, Mapping) or not all(MethodPart.read(one) for one in inner.values()):
+        return ""
+    first = [name for name in order if name in list(inner)] if isinstance(order, list) else []
+    return str(brief({name: inner[name] for name in [*first, *inner]}, named))
+
+
+def varying(methods: Sequence[T], known: Sequence[Mapping[str, Any]]) -> dict[T, set[str]]:
     """Return for each method the parameters in which its rows differ. known: the parameters of each row."""
-    twins = defaultdict[str, list[Mapping[str, Any]]](list)
+    twins = defaultdict[T, list[Mapping[str, Any]]](list)
     for method, own in zip(methods, known, strict=True):
         twins[method].append(own)
     return {

@@ -100,8 +100,9 @@ def apart(rows: list[Line]) -> list[list[str]]:
         values: list[str | None] = [None if pd.isna(row[column]) else str(row[column]) for row in rows]
         if len(set(values)) > 1:
             word = column.replace("_", " ")
+            text = {"pairs": "{} pairs", "data": "{}"}.get(column, f"{word}={{}}")
             for mine, value in zip(told, values, strict=True):
-                mine.append(f"{word}={value}" if value is not None else f"no {word}")
+                mine.append(text.format(value) if value is not None else f"no {word}")
         if len(set(map(tuple, told))) == len(rows):
             return told
     again = Counter(map(tuple, told))

@@ -19,7 +19,8 @@ from bench.records.names import BASELINE_FAMILY, is_control
 from bench.stats.significance import ALPHA
 
 COLOURS = mpl.colormaps["PuOr"]  # of ColorBrewer, safe for colour-blind readers; pale where nothing changed
-FULL = 0.1  # change in accuracy that has full colour, or the largest there is: noise is not drawn large
+FULL = 0.2  # change in accuracy that has full colour, or the largest that is coloured: noise is not drawn large
+FEW = 20  # documents; the answers of a task with fewer are counted, since their interval says little
 CELL = {"single": 0.42, "double": 0.66}  # inches of a cell across, with change and interval below or beside each other
 ROW = {"single": 0.31, "double": 0.21}  # inches of a cell up
 APART = {"single": "\n", "double": " "}  # between change and interval
@@ -34,9 +35,10 @@ def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> F
     """Draw the change in accuracy from the unsteered model as a heat map, methods by tasks.
 
     A cell holds the change, half the width of its 95% interval and, if the change is significant in the paired test
-    after Holm's correction over the methods, a star. The first line is the unsteered model's own accuracy; below each
-    task is the number of its documents. Controls that were asked no task are left out. Tasks, and then methods, that
-    do not fit are in further blocks, and blocks that do not fit on further pages.
+    after Holm's correction over the methods, a star. It is coloured if the interval excludes 0. Tasks of fewer than FEW
+    documents have the change in the number of right answers, in grey. The first line is the unsteered model's own
+    accuracy; below each task is the number of its documents. Controls that were asked no task are left out. Tasks, and
+    then methods, that do not fit are in further blocks, and blocks that do not fit on further pages.
 
     Args:
         frame: `Table.frame`.
@@ -64,25 +66,27 @@ def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> F
     base, methods = frame[is_base].iloc[:1], frame[kept]
     change, p = (values(methods, tasks, f"accuracy.{end}") for end in ("delta", "p_holm"))
     texts = np.concatenate([written(base, tasks, width), changed(methods, tasks, p, width)])
+    few = np.tile(values(base, tasks, "accuracy.n") < FEW, (len(texts), 1))
     names = ["unsteered", *np.array(style.names(frame))[kept]]
     plans = [plan(names, short(tasks), counts(base, tasks), width, turned) for turned in (False, True)]
     best = min(plans, key=lambda one: len(one.pages))
     if not 1 <= page <= len(best.pages):
         raise NoSuchPage(page, len(best.pages))
-    blocks, colours = best.pages[page - 1], faces(change)
+    low, high = (values(methods, tasks, f"accuracy.delta_{end}") for end in ("low", "high"))
+    blocks, colours = best.pages[page - 1], faces(np.where((low > 0) | (high < 0) | np.isnan(change), change, 0.0))
     if best.turned:
-        texts, colours = texts.T, colours.swapaxes(0, 1)
+        texts, few, colours = texts.T, few.T, colours.swapaxes(0, 1)
     figure = style.blank(width, 0.05 + sum(block.high for block in blocks))
     axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=[one.high for one in blocks])[:, 0]
     for ax, block in zip(axes, blocks, strict=True):
         own = np.ix_(block.down, block.across)
-        cells(ax, texts[own], colours[own])
+        cells(ax, texts[own], few[own], colours[own])
         tilt: dict[str, Any] = {"rotation": TILT, "ha": "right", "rotation_mode": "anchor"} if best.tilted else {}
         ax.set_xticks(np.arange(len(block.across)) + 0.5, [best.across[i] for i in block.across], **tilt)
         ax.set_yticks(np.arange(len(block.down)) + 0.5, [best.down[i] for i in block.down])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    style.legend(figure, keys(change, p))
+    style.legend(figure, keys(change, p, few))
     return figure
 
 
@@ -143,14 +147,15 @@ def chunks(count: int, most: int, first: bool) -> list[np.ndarray]:
     return [np.concatenate([[0], part]) if first else part for part in parts]
 
 
-def cells(ax: Axes, texts: np.ndarray, faces: np.ndarray) -> None:
-    """Draw a block, the unsteered model first: texts (lines, tasks) on colours (lines, tasks, 4)."""
+def cells(ax: Axes, texts: np.ndarray, few: np.ndarray, faces: np.ndarray) -> None:
+    """Draw a block, the unsteered model first: texts (lines, tasks), some grey, on colours (lines, tasks, 4)."""
     ax.pcolormesh(faces, edgecolors="white", linewidth=1.0)
     ax.invert_yaxis()
     for (i, j), text in np.ndenumerate(texts):
         dark = np.dot(faces[i, j, :3], (0.299, 0.587, 0.114)) < 0.5
+        colour = "white" if dark else style.GREY if few[i, j] else "black"
         ax.text(j + 0.5, i + 0.5, text, ha="center", va="center" if "\n" in text else "center_baseline",
-                fontsize=SMALL, color="white" if dark else "black", linespacing=1.1)  # fmt: skip
+                fontsize=SMALL, color=colour, linespacing=1.1)  # fmt: skip
 
 
 def faces(change: np.ndarray) -> np.ndarray:
@@ -172,13 +177,27 @@ def values(rows: pd.DataFrame, tasks: Sequence[str], name: str) -> np.ndarray:
 def written(base: pd.DataFrame, tasks: Sequence[str], width: Width) -> np.ndarray:
     """(1, tasks) the unsteered model's accuracies with their intervals, as texts."""
     low, high = (values(base, tasks, f"accuracy.{end}") for end in ("low", "high"))
-    return each(plain, APART[width], values(base, tasks, "accuracy"), np.full_like(low, "", object), low, high)
+    share, n = values(base, tasks, "accuracy"), values(base, tasks, "accuracy.n")
+    found = each(plain, APART[width], share, np.full_like(low, "", object), low, high)
+    return np.where(n < FEW, counted(share, n, width, ""), found)
 
 
 def changed(rows: pd.DataFrame, tasks: Sequence[str], p: np.ndarray, width: Width) -> np.ndarray:
     """(methods, tasks) the methods' changes with their intervals, as texts, with a star for significant ones."""
     change, low, high = (values(rows, tasks, f"accuracy.delta{end}") for end in ("", "_low", "_high"))
-    return each(signed, APART[width], change, np.where(p < ALPHA, "*", ""), low, high)
+    found = each(signed, APART[width], change, np.where(p < ALPHA, "*", ""), low, high)
+    n = values(rows, tasks, "accuracy.n")
+    return np.where((n < FEW) & ~np.isnan(change), counted(change, n, width, "+"), found)
+
+
+def counted(share: np.ndarray, n: np.ndarray, width: Width, sign: str) -> np.ndarray:
+    """Write shares of n documents as numbers of documents, as "+1 of 6"; all arrays have the same shape."""
+    found = np.empty(share.shape, dtype=object)
+    for at in np.ndindex(found.shape):
+        many = round(float(np.nan_to_num(share[at] * n[at])), 1)
+        text = f"{many:{sign}g}".replace("-", "\N{MINUS SIGN}") if many else "0"
+        found[at] = f"{text}{APART[width]}of {np.nan_to_num(n[at]):.0f}"
+    return found
 
 
 def each(text: Callable[[float], str], apart: str, value: Any, star: Any, low: Any, high: Any) -> np.ndarray:
@@ -215,16 +234,18 @@ def short(tasks: Sequence[str]) -> list[str]:
     return [style.shortened(style.printable(name)) for name in shown]
 
 
-def keys(change: np.ndarray, p: np.ndarray) -> list[Artist]:
+def keys(change: np.ndarray, p: np.ndarray, few: np.ndarray) -> list[Artist]:
     """Return the entries of the legend, for the colours and signs that the figure has."""
     found: list[Artist] = [
-        Patch(facecolor=COLOURS(0.2), label="accuracy lost"),
-        Patch(facecolor=COLOURS(0.8), label="accuracy gained"),
+        Patch(facecolor=COLOURS(0.2), label="accuracy lost, interval below 0"),
+        Patch(facecolor=COLOURS(0.8), label="gained, interval above 0"),
         style.text_key("±: half of the 95% interval"),
     ]
     if (p < ALPHA).any():
         holm = " (Holm)" if (np.isfinite(p).sum(axis=0) > 1).any() else ""
         found.append(style.text_key(f"*: p < {ALPHA:g}{holm}"))
+    if few.any():
+        found.append(style.text_key(f"+1 of 6: change in right answers, where n < {FEW}"))
     if np.isnan(change).any():
         found.append(style.text_key("–: not measured"))
     return found

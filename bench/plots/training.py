@@ -17,7 +17,8 @@ SETTINGS = {"learning_rate": "learning rate", "epochs": "epochs"}
 def training(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction, perplexity ratio and right answers against the learning rate and the number of epochs.
 
-    Each method is a line with its 95% band; both settings are drawn on logarithmic axes.
+    Each method is a line with its 95% band; both settings are drawn on logarithmic axes. Markers of texts that have
+    collapsed are hollow.
 
     Args:
         frame: the frame of `training.trained`.
