@@ -21,7 +21,7 @@ def test_a_notebook_runs_and_shows_what_it_promises(path, monkeypatch, tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [one for one in outputs if one.output_type == "error" or one.get("name") == "stderr"]
     shown = "".join(str(one.get("text", "")) + str(one.get("data", "")) for one in outputs)
-    for word in ("smollm2_135m", "CAA", "caa control (3 fits)", "no difference found", "image/png"):
+    for word in ("smollm2_135m", "CAA", "CAA control (3 fits)", "no difference found", "image/png"):
         assert word in shown
     assert before == {file: file.stat().st_mtime_ns for file in published.rglob("*")}
 
