@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bench.console import command
-from bench.console.escape import terminal, visible
+from bench.console.escape import terminal
 from bench.records import sweep_state
 from bench.records.sweep_state import CellState, Sweep
 
@@ -77,8 +77,8 @@ def show(sweep: Sweep, every: bool) -> None:
         table.add_column(name, overflow="fold")
     for number, one in listed[: None if every else SHOWN]:
         state = terminal(one.state, COLOURS[one.state])
-        where = "" if one.host is None else visible(f"{one.host}, process {one.pid}")
-        table.add_row(str(number), visible(one.label), state, where, took(one), visible(one.message or ""))
+        where = "" if one.host is None else terminal(f"{one.host}, process {one.pid}")
+        table.add_row(str(number), terminal(one.label), state, where, took(one), terminal(one.message or ""))
     console.print(table)
     if not every and len(listed) > SHOWN:
         console.print(f"and {len(listed) - SHOWN} more; --all lists them")
@@ -105,7 +105,7 @@ def took(one: CellState) -> str:
     """How long a cell took, or has taken so far; nothing for a cell whose end is not known."""
     if one.since is None or (one.until is None and one.state != "running"):
         return ""
-    seconds = (one.until or time.time()) - one.since
+    seconds = max(0.0, (one.until or time.time()) - one.since)
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 

@@ -181,9 +181,17 @@ class Gate(Method):
         control, cut = encode(model, tokenizer, [""] * len(background), background, self.max_tokens)
         prompts = [prompt for prompt in pairs.prompt if prompt] or pairs.prompt
         asked, _ = encode(model, tokenizer, prompts, [""] * len(prompts), self.max_tokens)
-        sets = Sets(texts.undesired, control, asked)
+        long = [one for one in control if not directions.is_too_short(one, "all", self.skip_first)]
+        if len(long) < 2:
+            raise SetupError(
+                f"{why} and {len(long)} of {len(control)} are longer than the {self.skip_first} token(s) that "
+                "method.skip_first leaves out; set background=wiki, or method.skip_first=0"
+            )
+        sets = Sets(texts.undesired, long, asked)
         own = self._condition(model, sets) if self.kind == "cast" else self._regressions(model, inner, sets)
         told = {"info.cut_pairs": torch.tensor(texts.cut), "info.cut_background": torch.tensor(cut)}
+        if len(long) < len(control):
+            told["info.left_out_background"] = torch.tensor(len(control) - len(long))
         return {**found, **own, **told}
 
     def _condition(self, model: PreTrainedModel, sets: "Sets") -> Artefact:

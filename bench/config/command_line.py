@@ -185,7 +185,7 @@ def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
             key = one.get_key_element()
             try:
                 values = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
-            except (ValueError, ArithmeticError) as error:  # a step of 0, a bound that is no number
+            except (ValueError, ArithmeticError, HydraException) as error:  # a step of 0, a bound that is no number
                 raise SetupError(f"{one.input_line!r} cannot be counted out; {RANGE.format(key=key)}") from error
             if len(values) > MOST:
                 raise SetupError(f"{one.input_line!r} sweeps over more than {MOST} values; name fewer")

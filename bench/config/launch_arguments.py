@@ -10,7 +10,7 @@ from bench.config.folders import NAMED
 from methods.errors import SetupError
 
 HONOURED = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.env_set")
-PRE_DISPATCH = re.compile(r"all|(\d+ *\* *)?n_jobs( *\* *\d+)?|[1-9]\d*").fullmatch
+PRE_DISPATCH = re.compile(r"all|([1-9]\d* *\* *)?n_jobs( *\* *[1-9]\d*)?|[1-9]\d*").fullmatch
 SWEEPER = (
     "hydra/sweeper is refused: a sweep is expanded and checked here as a whole, and strengths are chosen at equal "
     "budgets for every method; leave it out. For Optuna write tuning.search=tpe"
@@ -57,7 +57,9 @@ def _of_launcher(one: Override) -> str | None:
         return "Hydra's joblib launcher only works with backend=loky; leave it out"
     if key.startswith("hydra.job.env_set.") and not (one.is_add() or one.is_force_add()):
         return f"a variable of the jobs is set with +, as in +{one.input_line}"
-    if key == "hydra.launcher.n_jobs" and (not isinstance(value, int) or value == 0):
+    if "${" in str(value):
+        return None  # Hydra reads it
+    if key == "hydra.launcher.n_jobs" and (not isinstance(value, int) or isinstance(value, bool) or value == 0):
         return "expected a number of processes, or -1 for one for each core"
     if key == "hydra.launcher.pre_dispatch" and not (isinstance(value, int) and value > 0 or PRE_DISPATCH(str(value))):
         return "expected a number of jobs above 0, all, or a text such as 2*n_jobs"

@@ -351,7 +351,8 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     for row, own, setting, of in zip(rows, known, settings, made, strict=True):
         shown = differing[of] - ({"parts"} if of[1] else set())
         told = [f"{key}={brief(value, named)}" for key, value in own.items() if key in shown]
-        told += [str(row["data"])] if len(learnt[setting, row.get("strength")]) > 1 else []
+        others = [set(one.split("; ")) for one in learnt[setting, row.get("strength")]]
+        told += [one for one in str(row["data"]).split("; ") if not all(one in other for other in others)]
         told += (
             [f"{row['pairs']:g} pairs"]
             if len(pairs[setting, row.get("strength")]) > 1 and pd.notna(row["pairs"])

@@ -216,13 +216,12 @@ def told_data(data: LearntFrom) -> str | None:
 
     For a user's examples it is their number and source.
     """
-    if data.examples:
-        return f"{data.examples[0]} examples of {data.examples[1]}"
+    told = [f"{data.examples[0]} examples of {data.examples[1]}"] if data.examples else []
     options = {key: one for key, one in data.named.items() if "." not in key and key not in TOLD_ELSEWHERE}
-    told = [f"{key} {one}" for key, one in options.items() if isinstance(one, str)]
+    told += [f"{key} {one}" for key, one in options.items() if isinstance(one, str)]
     told += [key for key, one in options.items() if one is True]
     told += [f"{one.name} {(one.fingerprint or '')[:6]}" for one in data.all_sources if one.source == "file"]
-    return listed([*([data.name] if data.name else []), *told]) or None
+    return listed(list(dict.fromkeys([*([data.name] if data.name else []), *told]))) or None
 
 
 def relative_speed(costs: Sequence[Cost]) -> dict[str, float | None]:

@@ -279,7 +279,11 @@ class LM:
             yield self
             return
         named, ended = f"{strength:g} of {method.name}", list[bool]()
-        changes = getattr(method, "family", None) not in ("prompt", "decoding")  # which leave the model as it is
+        changes = getattr(method, "family", None) not in (
+            "none",
+            "prompt",
+            "decoding",
+        )  # which leave the model as it is
         with _claimed(self.model, _Steered(named, ended, changes)):
             padding.needs_no_gaps(self.model)  # is found out and kept before there are hooks
             with method.apply(self.model, artefact, strength) as steering:

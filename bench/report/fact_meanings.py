@@ -34,6 +34,7 @@ FACTS = {
     "chosen": "what was chosen: the numbers of the directions, or how many elements",
     "clean_projection": "mean projection of the desired texts on the direction",
     "clean_states": "number of states before desired tokens",
+    "left_out_background": "number of ordinary texts that were left out, since skip_first leaves no token of them",
     "cut_background": "number of ordinary texts that were cut to max_tokens",
     "cut_desired": "number of desired texts that were cut to max_tokens",
     "cut_examples": "number of examples that were cut to max_tokens",

@@ -36,7 +36,7 @@ def read(folder: Path, number: int) -> DictConfig:
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         told = " ".join(str(error).split())
         raise SetupError(f"{path}, the config of this cell, cannot be read ({told}); run the command again") from error
-    if not isinstance(cfg, DictConfig):
+    if not isinstance(cfg, DictConfig) or "method" not in cfg or "runtime" not in cfg:
         raise SetupError(f"{path}, the config of this cell, is not what was written; run the command again")
     OmegaConf.set_struct(cfg, True)
     if wrong := validate.problems(cfg):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from bench.console.command import overview
-from bench.console.escape import terminal, visible
+from bench.console.escape import terminal
 from bench.run import memory_needed, speeds, told_apart
 from bench.run.cell import Cell
 from bench.run.runner import Failure, ready
@@ -33,7 +33,7 @@ def show(configs: Sequence[DictConfig]) -> list[Failure]:
     for number, ((cell, stages), name, strength) in enumerate(zip(cells, names, strengths, strict=True)):
         kinds = dict.fromkeys(key.partition(" ")[0] for key in stages)
         left = ", ".join(kinds) if kinds else "nothing, already computed"
-        table.add_row(str(number), *map(visible, (name, str(cell.cfg.model.name), strength, left)))
+        table.add_row(str(number), *map(terminal, (name, str(cell.cfg.model.name), strength, left)))
     out.print(table)
     due = [one for one in cells if one[1]]
     out.print(

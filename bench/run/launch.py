@@ -52,6 +52,7 @@ def run(
     runs only this cell.
     """
     threads = _threads(configs)
+    Path(configs[0].runtime.results).mkdir(parents=True, exist_ok=True)  # so that lg/../lg2 is one folder for all
     results = Path(configs[0].runtime.results).resolve()
     for line in hydra:
         if line.startswith("hydra.sweep.dir="):

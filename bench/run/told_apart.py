@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from bench.config.values import shown
 from bench.run.cell import Cell
 
-MOST = 3  # settings that are named
+MOST = 3  # settings that are named, if they tell the cells apart
 
 
 def labels(cells: Sequence[Cell], beside: Sequence[Hashable] = ()) -> list[str]:
@@ -32,10 +32,10 @@ def _differences(cells: Sequence[Cell]) -> list[str]:
     settings = [dict(_flat(OmegaConf.to_container(cell.cfg, resolve=False))) for cell in cells]
     names = list(dict.fromkeys(name for one in settings for name in one))
     differ = [name for name in names if any(one.get(name) != settings[0].get(name) for one in settings)]
-    return [
-        "".join(f" {name}={one.get(name, 'null')}" for name in differ[:MOST]) + " ..." * (len(differ) > MOST)
-        for one in settings
-    ]
+    few = [tuple(one.get(name) for name in differ[:MOST]) for one in settings]
+    shorter = len(differ) > MOST and len(set(few)) == len({tuple(one.get(name) for name in differ) for one in settings})
+    names, more = (differ[:MOST], " ...") if shorter else (differ, "")
+    return ["".join(f" {name}={one.get(name, 'null')}" for name in names) + more for one in settings]
 
 
 def _flat(node: Any, above: str = "") -> Iterator[tuple[str, str]]:
@@ -44,4 +44,4 @@ def _flat(node: Any, above: str = "") -> Iterator[tuple[str, str]]:
         for name, inner in node.items():
             yield from _flat(inner, f"{above}{name}.")
     else:
-        yield above.rstrip("."), shown(node)
+        yield above.rstrip("."), node if isinstance(node, str) else shown(node)

@@ -183,7 +183,7 @@ class Perplexity(Suite[pd.DataFrame]):
             {
                 "metric": self._named("mean_perplexity" if of_each else "perplexity"),
                 "item": [_digest(one.context + one.continuation, number) for number, one in enumerate(windows)],
-                "value": list(map(math.exp, losses)) if of_each else losses,
+                "value": list(map(_exp, losses)) if of_each else losses,
                 "weight": [1.0 if of_each else one.weight for one in windows],
             }
         )[metrics.ITEM_COLUMNS]
@@ -242,6 +242,14 @@ def rows_of(pages: Sequence[str], *, empty: bool) -> str:
     lines = [line for page in pages for line in page.split("\n")]
     rows = [f"{line}\n" if line.strip() else "" for line in lines]
     return "\n\n".join(row for row in rows if row or empty)
+
+
+def _exp(loss: float) -> float:
+    """Return the perplexity of a text. Raises ValueError if it is larger than a float can be."""
+    try:
+        return math.exp(loss)
+    except OverflowError as error:
+        raise ValueError(f"exp of the mean loss of a sentence, {loss:.4g}, is larger than a float can be") from error
 
 
 def _tokens(lm: LM, text: str) -> list[int]:

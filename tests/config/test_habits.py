@@ -84,6 +84,7 @@ def test_functions_that_list_values():
         ("strength=range(1,1)", "names no value, so nothing would run; write strength=range(START,STOP,STEP)"),
         ("strength=sort(range(3,1))", "names no value"),
         ("seed.fit=range(0,3,-1)", "names no value"),
+        ("strength=range(0.5,1.5,0)", "cannot be counted out; write strength=range(START,STOP,STEP)"),
         ("strength=range(1,10,0)", "cannot be counted out; write strength=range(START,STOP,STEP)"),
         ("strength=range(0,nan)", "cannot be counted out"),
         ("add=[method=caa strength=range(2,1)]", "names no value"),

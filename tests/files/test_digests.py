@@ -118,7 +118,7 @@ def test_another_folder_in_its_place_is_found_out(results, world, capsys):  # no
     assert main(command(world, results)) == 0
     shutil.rmtree(one.with_name(f".{one.name}.damaged"))
     assert contents(results) == before
-    assert f"holds the files of {other.name}" in capsys.readouterr().err.replace("\n", "")
+    assert f"was written as {other.name}" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_what_was_written_before_is_sealed_and_marked(results, world):  # noqa: F811
@@ -202,7 +202,7 @@ def test_unsealed_folders_that_change_places_are_found_out(results):
         assert not digests.verified(folder)
     one.rename(one.with_name("aside"))
     other.rename(one)
-    with pytest.raises(digests.DamagedError, match=f"holds the files of {other.name}"):
+    with pytest.raises(digests.DamagedError, match=f"was written as {other.name}"):
         digests.verified(one)
 
 

@@ -115,7 +115,7 @@ BROKEN = {
     "text,label\na,1,2\n": "line 2: 3 cells, where the first line names 2 columns; its first line has to name",
     "comment,label\na,1\n": "line 1: it names no column text, but comment, label",
     "text,label,text\na,1,b\n": "line 1: it names a column twice: text, label, text",
-    'text,label\n"a\nb"c,1\n': "line 3: no CSV: ",
+    'text,label\n"a\nb"c,1\n': "line 3: not valid CSV: ",
     "text,label\n": "the file is empty",
     "": "line 1: it names no column text, label, but none",
 }

@@ -85,6 +85,17 @@ def test_a_method_that_is_fitted_block_by_block_behind_a_gate(lm, where, monkeyp
             torch.testing.assert_close(other[key], found[0][key], atol=1e-4, rtol=1e-4, msg=key)
 
 
+def test_ordinary_texts_without_tokens_to_read_are_left_out():
+    lm = tiny_lm(bos="none")
+    with_empty = {**DATA, "background": [*DATA["background"], ""]}
+    plain, more = (GATE.fit(lm.model, lm.tokenizer, FitData(**data)) for data in (DATA, with_empty))
+    assert torch.equal(plain["condition"], more["condition"]) and more["info.left_out_background"] == 1
+    with pytest.raises(
+        SetupError, match="and 1 of 2 are longer than the 1 token\\(s\\) that method.skip_first leaves out"
+    ):
+        GATE.fit(lm.model, lm.tokenizer, FitData(**DATA | {"background": ["", "an ordinary text"]}))
+
+
 def set_to(artefact, threshold: float):
     return artefact | {"threshold": torch.tensor(threshold), "above": torch.tensor(1.0)}
 

@@ -35,6 +35,8 @@ def test_arguments_for_a_launcher_are_split_off():
     given = ["method=caa", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=/x", "seed.fit=0,1"]
     assert split(given) == (["method=caa", "seed.fit=0,1"], given[1:4])
     assert split(["launcher=slurm", "hydra.searchpath=[/y]"]) == (["hydra.searchpath=[/y]"], ["launcher=slurm"])
+    read_by_hydra = ["launcher=joblib", "hydra.launcher.n_jobs=${oc.env:NJ}"]
+    assert split(read_by_hydra) == ([], read_by_hydra)
     for one_process in ([], ["launcher=null"], ["hydra/launcher=basic"], ["hydra/sweeper=basic"]):
         assert split(["method=caa", *one_process]) == (["method=caa"], [])
 
@@ -56,6 +58,8 @@ def test_arguments_for_a_launcher_are_split_off():
         (["launcher=joblib", "hydra.launcher.backend=threading"], "backend=loky"),
         (["launcher=joblib", "hydra.sweep.dir="], "expected a folder"),
         (["launcher=joblib", "hydra.launcher.n_jobs=0"], "expected a number of processes"),
+        (["launcher=joblib", "hydra.launcher.n_jobs=true"], "expected a number of processes"),
+        (["launcher=joblib", "hydra.launcher.pre_dispatch='0*n_jobs'"], "or a text such as"),
         (["launcher=joblib", "hydra.launcher.pre_dispatch=x"], "2*n_jobs".replace("*", r"\*")),
         (["launcher=joblib", "hydra.job.env_set.X=1"], "is set with +".replace("+", r"\+")),
     ],

@@ -282,7 +282,7 @@ def test_a_download_wants_the_whole_hash(base, network, tmp_path):
     for given in ("c1212f89", "C1212F89" + "0" * 56, ASKED + "\n", "../x"):
         with pytest.raises(SetupError, match="64 hex digits in lower case"):
             Detoxify(sha256=given)
-    with pytest.raises(SetupError, match="of the published toxic_original-c1212f89.ckpt it begins with c1212f89"):
+    with pytest.raises(SetupError, match="the published toxic_original-c1212f89.ckpt's begins with c1212f89"):
         Detoxify(sha256="0" * 64)
     own = checkpoint(network, tmp_path / "own.ckpt")
     (score,) = Detoxify(checkpoint=own, sha256=file_sha256(Path(own)), config_path=str(base))(["p"], ["bad"])

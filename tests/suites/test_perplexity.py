@@ -12,7 +12,7 @@ from bench.data.sources import Sources
 from bench.data.splits import Learnt
 from bench.data.text_sets import wiki_sentences
 from bench.suites.base import measure
-from bench.suites.perplexity import PAGES, SENTENCES, Perplexity, rows_of
+from bench.suites.perplexity import PAGES, SENTENCES, Perplexity, _exp, rows_of
 from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
@@ -105,6 +105,12 @@ def test_act_takes_the_mean_of_the_perplexities(sources):
     found = measure(Perplexity(sources=sources, protocol="act", window=8), lm, "test").metrics["mean_perplexity"]
     assert found.value == pytest.approx(float(sum(each)) / len(each), rel=1e-4) and not found.higher_is_better
     assert any(len(lm.tokenizer(text).input_ids) > 7 for text in TEXTS)
+
+
+def test_a_perplexity_beyond_a_float_is_an_error():
+    assert _exp(2.0) == pytest.approx(math.e**2)
+    with pytest.raises(ValueError, match="larger than a float can be"):
+        _exp(800.0)
 
 
 def test_sentences_that_were_learnt_from_are_not_asked(sources):
