@@ -352,7 +352,7 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
         shown = differing[of] - ({"parts"} if of[1] else set())
         told = [f"{key}={brief(value, named)}" for key, value in own.items() if key in shown]
         others = [set(one.split("; ")) for one in learnt[setting, row.get("strength")]]
-        told += [one for one in str(row["data"]).split("; ") if not all(one in other for other in others)]
+        told += [one for one in str(row.get("data")).split("; ") if not all(one in other for other in others)]
         told += (
             [f"{row['pairs']:g} pairs"]
             if len(pairs[setting, row.get("strength")]) > 1 and pd.notna(row["pairs"])

@@ -647,7 +647,7 @@ def test_rows_that_learnt_from_different_data_are_told_apart(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.5] * 10})
     learnt = {
         "behaviour refusal": {"behaviour": "refusal", "swap": False, "pairs": 50, "sources": []},
-        "behaviour myopic-reward; swap": {"behaviour": "myopic-reward", "swap": True, "pairs": 50, "sources": []},
+        "behaviour myopic-reward, swap": {"behaviour": "myopic-reward", "swap": True, "pairs": 50, "sources": []},
         "a.jsonl 3f2a91": {"pairs": 50, "sources": [{"name": "a.jsonl", "source": "file", "fingerprint": "3f2a91bb"}]},
         "a.jsonl 77a000": {"pairs": 50, "sources": [{"name": "a.jsonl", "source": "file", "fingerprint": "77a0001c"}]},
     }

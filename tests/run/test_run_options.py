@@ -83,15 +83,6 @@ def test_a_dry_run_tells_cells_of_one_name_apart(world, tmp_path, capsys):  # no
     assert "caa seed.sample=0 " in told and "caa seed.sample=1 " in told and "method.layer" not in told
 
 
-def test_long_and_many_differing_settings_tell_cells_apart(world, tmp_path, capsys):  # noqa: F811
-    long = "x" * 90
-    asked = ("-m", "method=act_add", "strength=2", f"'method.desired={long}a,{long}[b]'".strip("'"), "seed.sample=0,1",
-             "method.layer=1,2", "method.pad=' ','  '", "runtime.dry_run=true")  # fmt: skip
-    assert main(arguments(world, tmp_path, *asked)) == 0
-    told = "".join(capsys.readouterr().out.split())
-    assert f"{long}[b]" in told and "seed.sample=1" in told
-
-
 def test_a_strength_that_a_method_lacks_is_refused(world, tmp_path, capsys):  # noqa: F811
     assert main(arguments(world, tmp_path, "method=prompt", "strength=9", "runtime.dry_run=true")) == 2
     assert "strength=9: prompt has only the strengths 1, 2, 3, 4, 5" in capsys.readouterr().err
