@@ -49,7 +49,7 @@ STATE = schema.fields(
     until=schema.maybe(TIME),
     message=schema.maybe(schema.TEXT),
 )
-"""What the file of a cell has to be."""
+"""The schema of the file `<n>.json`, in which a process writes the state of cell n."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ TRAINED = {"lora", "dpo", "dinm", "kl_then_steer"}  # leave out a pair of which 
 
 
 def wanted(lm: LM, name: str) -> list[str]:
-    """What a method has to read, as whole texts."""
+    """Return the texts, prompt and continuation together, that a fit of this method has to read."""
     pairs = [
         (prompt + one, prompt + other)
         for prompt, one, other in zip(*PAIRS, strict=True)
