@@ -131,7 +131,7 @@ class Sweep:
             )
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}only what is missing is computed")
         else:
-            finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])
+            finished.note(overrides, named, map(compose.plain, configs))
         if len(failures) < len(configs) and any((self.results / "runs" / "records").glob("*/record.json")):
             _show(self.results)
         return exit_code(failures)
@@ -189,7 +189,6 @@ def _compute(
         console.print(terminal(line))
     in_order = by_model([cell for cell, _ in cells])
     stages = {id(cell): own for cell, own in cells}
-    commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}
     labels = zip(told_apart.labels(in_order), [not stages[id(one)] for one in in_order], strict=True)
     log = Log.begin(in_order[0].runs, typed, list(labels), None, [(one.label, one.message) for one in failures])
     del cells  # a cell that has ended is given up, with its fit and its variants
@@ -200,7 +199,7 @@ def _compute(
             with log.working(number):
                 found = run_cell(cell)
                 if isinstance(found, Failure):
-                    failures.append(replace(found, alone=commands.get(id(cell.cfg), "")))
+                    failures.append(replace(found, alone=cell.command))
                 log.ended(number, found.message if isinstance(found, Failure) else None)
     return failures
 

@@ -33,7 +33,11 @@ def _why(key: Sequence[str], configs: Sequence[DictConfig]) -> str | None:
 
 def _different(configs: Sequence[DictConfig]) -> Iterator[DictConfig]:
     """Yield one config for each method with its options, on which the data that it reads may depend."""
-    yield from {str(cfg.method): cfg for cfg in configs}.values()
+    seen = set[str]()
+    for cfg in configs:
+        if (method := str(cfg.method)) not in seen:
+            seen.add(method)
+            yield cfg
 
 
 def _reads(cfg: DictConfig, field: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from bench.config.packed import changeable
 from bench.model.lm import LM
 from bench.records import identity
 from bench.records.fields import Cost
@@ -23,10 +24,14 @@ from methods.errors import SetupError
 
 
 class Cell(Setting):
-    """A cell of the table, whose model, fit and suites are made when they are needed."""
+    """A cell of the table, whose model, fit and suites are made when they are needed.
 
-    def __init__(self, cfg: DictConfig, session: Session, plan_key: str | None = None) -> None:
+    command: the command that runs only this cell, if there are others.
+    """
+
+    def __init__(self, cfg: DictConfig, session: Session, plan_key: str | None = None, command: str = "") -> None:
         super().__init__(cfg, session, plan_key)
+        self.command = command
         self.model = CellModel(self)
         self.fit = CellFit(self, self.model)
         self._variants: dict[str, Cell] = {}
@@ -44,7 +49,7 @@ class Cell(Setting):
     @cached_property
     def controlled(self) -> "Cell":
         """The cell of the method that this control is made for."""
-        cfg = self.cfg.copy()
+        cfg = changeable(self.cfg)
         cfg.control = None
         return Cell(cfg, self.session, self.plan_key)
 
@@ -54,7 +59,7 @@ class Cell(Setting):
             return self
         key = identity.digest(dict(options))
         if key not in self._variants:
-            cfg = self.cfg.copy()
+            cfg = changeable(self.cfg)
             cfg.method = OmegaConf.merge(cfg.method, dict(options))
             self._variants[key] = Cell(cfg, self.session, self.plan_key)
         return self._variants[key]
@@ -63,7 +68,7 @@ class Cell(Setting):
         """Return this cell with the hyper-parameters of the other cell's method, which may be a variant's."""
         if other.cfg.method == self.cfg.method:
             return self
-        cfg = self.cfg.copy()
+        cfg = changeable(self.cfg)
         cfg.method = other.cfg.method.copy()
         return Cell(cfg, self.session, self.plan_key)
 

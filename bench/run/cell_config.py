@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from bench.config.packed import changeable
 from bench.files import atomic
 from bench.run import validate
 from methods.errors import SetupError
@@ -20,7 +21,7 @@ def write(folder: Path, number: int, cfg: DictConfig) -> None:
 
     Raises OSError if it cannot be written.
     """
-    own = cfg.copy()
+    own = changeable(cfg)
     own.runtime.results = str(Path(cfg.runtime.results).resolve())
     atomic.write_whole(folder / f"{number}.yaml", OmegaConf.to_yaml(own))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from bench.config.packed import changeable
 from bench.files import digests
 from bench.records import unfinished
 from bench.records.names import told_norm_over
@@ -31,7 +32,7 @@ class CellFit:
     """
 
     def __init__(self, setting: Setting, model: CellModel) -> None:
-        self._of, self._cfg, self._model = setting, setting.cfg, model
+        self._of, self._model = setting, model
 
     @cached_property
     def store(self) -> FitStore:
@@ -98,7 +99,7 @@ class CellFit:
         place = self._of.unfinished(fit_id)
         self._of.overwrite.forget(place)
         with unfinished.keeping(place, self._of.method, *parts.fit_sources.values(), *parts.scorers.values()):
-            if self._cfg.control is not None and control.how(self._of.method) == "random rotation":
+            if self._of.cfg.control is not None and control.how(self._of.method) == "random rotation":
                 self._rotate()
             elif self._apart:
                 self._make_as_long()
@@ -123,7 +124,7 @@ class CellFit:
 
     def first_part(self) -> tuple[dict[str, Artefact], float]:
         """Return what a stack's first part learnt, and its seconds, if it was fitted alone; else nothing and 0."""
-        name, cfg = first_part.alone(self._cfg, self._of.method) or ("", None)
+        name, cfg = first_part.alone(self._of.cfg, self._of.method) or ("", None)
         stored = self._other(cfg)._stored() if cfg else None
         if stored is None or "unverified" in stored[1]:
             return {}, 0.0
@@ -132,21 +133,21 @@ class CellFit:
 
     def _rotate(self) -> None:
         """Store the vectors of the method that this control is made for, turned by a random rotation."""
-        cfg = self._cfg.copy()
+        cfg = changeable(self._of.cfg)
         cfg.control = None
         artefact, fit = self._other(cfg).fitted
         kept = {name: fact for name, fact in fit["facts"].items() if "norm" in name}  # a rotation keeps lengths
-        turned = control.rotated(self._of.method.changes(artefact), int(self._cfg.control))
+        turned = control.rotated(self._of.method.changes(artefact), int(self._of.cfg.control))
         self.store.write(artefact | turned | _info(kept), 0.0, None, fit["data"])
 
     def _make_as_long(self) -> None:
         """Store the vector of the cell's own pairs, rescaled to the mean length of the vectors of all sets of pairs."""
-        own, fit = self._other(norm_over.alone(self._cfg)).fitted
+        own, fit = self._other(norm_over.alone(self._of.cfg)).fitted
         norm_over.check(own, fit["facts"])
         every = {one.store.folder.name: one.fitted for one in self._apart}
         facts = _info(fit["facts"])
         by = norm_over.scale(own, [artefact for artefact, _ in every.values()])
-        about = fit["data"] | {"norm_over": told_norm_over(self._cfg.pairs.norm_over)}
+        about = fit["data"] | {"norm_over": told_norm_over(self._of.cfg.pairs.norm_over)}
         if unverified := sorted({name for one in self._apart for name in one.unverified()}):
             about |= {"unverified": unverified}
         seconds = sum(took["seconds"] for _, took in every.values())

@@ -18,34 +18,34 @@ class CellModel:
     """The unsteered model of a cell, which is loaded when it is first asked for."""
 
     def __init__(self, setting: Setting) -> None:
-        self._of, self._cfg = setting, setting.cfg
+        self._of = setting
         self._suits: weakref.ref[PreTrainedModel] | None = None  # the model that the method was checked on
 
     @property
     def key(self) -> str:
         """The id of the loaded model."""
-        return model_key(self._of.names.model, self._cfg.runtime.device)
+        return model_key(self._of.names.model, self._of.cfg.runtime.device)
 
     @property
     def card(self) -> str | None:
         """The name of the GPU that the cell computes on; None on another device."""
-        device = torch.device(self._cfg.runtime.device)
+        device = torch.device(self._of.cfg.runtime.device)
         return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
     @property
     def revision(self) -> str | None:
         """The commit of a model on the hub, also if the config names a branch."""
-        published = checkpoint.published(self._cfg.model, self._cfg.runtime.offline)
+        published = checkpoint.published(self._of.cfg.model, self._of.cfg.runtime.offline)
         return published["commit"] if published is not None else None
 
     def fetch_weights(self) -> str:
         """Do as `Setting.fetch_model`, and fetch a hub model's weights, so that loading it needs no network."""
-        return checkpoint.fetch(self._cfg.model, self._of.parts.cache, self._cfg.runtime.offline)
+        return checkpoint.fetch(self._of.cfg.model, self._of.parts.cache, self._of.cfg.runtime.offline)
 
     def check_method(self) -> None:
         """Raise SetupError if the method does not suit the model, which is checked by its config, without weights."""
-        location, offline = self._of.fetch_model(), self._cfg.runtime.offline
-        self._of.method.check(checkpoint.skeleton(self._cfg.model, location, self.revision, offline))
+        location, offline = self._of.fetch_model(), self._of.cfg.runtime.offline
+        self._of.method.check(checkpoint.skeleton(self._of.cfg.model, location, self.revision, offline))
 
     @property
     def lm(self) -> LM:
@@ -66,7 +66,7 @@ class CellModel:
         return replace(lm, identity=self._of.names.model, sampling=self._of.parts.sampling, store=store)
 
     def _load(self) -> LM:
-        node, runtime, revision = self._cfg.model, self._cfg.runtime, self.revision
+        node, runtime, revision = self._of.cfg.model, self._of.cfg.runtime, self.revision
         with digests.unverified() as unverified:
             lm = load_lm(
                 self.fetch_weights(),

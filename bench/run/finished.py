@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,23 +50,26 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
     return (results, cells) if whole else None
 
 
-def note(arguments: Sequence[str], named: str, configs: Sequence[Mapping[str, Any]]) -> None:
+def note(arguments: Sequence[str], named: str, configs: Iterable[Mapping[str, Any]]) -> None:
     """Note that this command is finished, unless its results depend on anything outside this project.
 
     named: the command's `key` from before it ran, since libraries set environment variables. configs: the configs of
     its cells, as plain mappings.
     """
-    if _depends(arguments) or plugins.installed(folders.folder()) or any(_elsewhere(config) for config in configs):
+    if _depends(arguments) or plugins.installed(folders.folder()):
         return
-    if any(config["runtime"].get("overwrite") == "always" for config in configs):
-        return
-    runs = Path(configs[0]["runtime"]["results"]) / "runs"
+    cells, results = 0, ""
+    for config in configs:
+        if _elsewhere(config) or config["runtime"].get("overwrite") == "always":
+            return
+        cells, results = cells + 1, results or config["runtime"]["results"]
+    runs = Path(results) / "runs"
     if runs.parent.resolve() != _results(arguments).resolve():
         return
     found = {path.name: record.read(path) for path in sorted((runs / "records").iterdir()) if ID.fullmatch(path.name)}
     if any(one is None or not _from_wheels(one) for one in found.values()):
         return
-    entry = {"cells": len(configs), "records": list(found)}
+    entry = {"cells": cells, "records": list(found)}
     noted = _noted(runs) | {named: entry}
     atomic.write_whole(runs / FILE, json.dumps(noted, indent=1) + "\n")
 

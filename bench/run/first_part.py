@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from bench.config.packed import changeable
 from methods.base import Method
 
 
@@ -10,7 +11,7 @@ def alone(cfg: DictConfig, method: Method) -> tuple[str, DictConfig] | None:
     if not method.part_needs or "parts" not in cfg.method:
         return None
     name = next(iter(method.part_needs))
-    own = cfg.copy()
+    own = changeable(cfg)
     own.method = cfg.method.parts[name]
     for field, node in (cfg.part_data.get(name) or {}).items():
         own[field] = node

@@ -57,7 +57,6 @@ def run(
     for line in hydra:
         if line.startswith("hydra.sweep.dir="):
             _make(line)
-    commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}
     cells, failures = ready(configs, Session(), alone)
     asked = [Asked(place, one, stages) for place, (one, stages) in enumerate(cells)]
     todo = [one for one in asked if one.stages]
@@ -84,7 +83,7 @@ def run(
                 failed |= found if stage == "cells" else {}  # a cell computes what it lacks, or fails itself
         failed |= _lacking([one for one in todo if one.number not in failed])
         _log_failed(failed, log)
-    own = {one.number: commands.get(id(one.cell.cfg), "") for one in todo}
+    own = {one.number: one.cell.command for one in todo}
     return failures + [replace(one, alone=own[number]) for number, one in failed.items()]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from bench.config.packed import Packed
 from bench.model import checkpoint, devices
 from bench.model.generation_cache import decoding_identity
 from bench.records import identity
@@ -26,9 +27,13 @@ class Names:
     are read for facts that the config lacks.
     """
 
-    def __init__(self, cfg: DictConfig, parts: Parts, threads: int, location: Callable[[], str]) -> None:
-        self._cfg, self._parts, self._threads, self._location = cfg, parts, threads, location
+    def __init__(self, settings: Packed, parts: Parts, threads: int, location: Callable[[], str]) -> None:
+        self._packed, self._parts, self._threads, self._location = settings, parts, threads, location
         self._suites: dict[tuple[str, Split], dict[str, Any]] = {}
+
+    @property
+    def _cfg(self) -> DictConfig:
+        return self._packed.cfg
 
     @cached_property
     def model(self) -> dict[str, Any]:
@@ -79,7 +84,7 @@ class Names:
     def fit_id(self) -> str:
         """The id of the artefact, made only from what the method needs."""
         named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
-        over = {Names(one, parts(one), self._threads, self._location).fit_id for one in self.apart}
+        over = {Names(Packed(one), parts(one), self._threads, self._location).fit_id for one in self.apart}
         of_others = {"norm_over": sorted(over) or None} if "pairs" in named else {}
         data = named.pop("pairs", {}) | named | of_others  # pairs are older than other data: theirs are at the top
         return identity.fit_id(self.model, self.method, data or None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from bench.config.packed import changeable
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def alone(cfg: DictConfig) -> DictConfig:
 
 def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
     """Return the settings with these options of the pairs changed."""
-    other = cfg.copy()
+    other = changeable(cfg)
     other.pairs = OmegaConf.merge(cfg.pairs, options)
     return other
 

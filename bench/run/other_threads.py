@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from bench.config.packed import Packed
 from bench.records import record
 from bench.records.record import Record
 from bench.run.cell import Cell
@@ -35,7 +36,7 @@ def differing(cell: Cell) -> Iterator[tuple[str, int]]:
         if one and threads and threads != cell.threads and one.suite in cell.parts.suites:
             others.setdefault(threads, []).append(one)
     for threads, stored in others.items():
-        names = Names(cell.cfg, cell.parts, threads, cell.fetch_model)
+        names = Names(Packed(cell.cfg), cell.parts, threads, cell.fetch_model)
         for one in stored:
             if names.record_id(cell.parts.suites[one.suite], one.split, one.method.strength) == one.id:
                 yield one.id, threads

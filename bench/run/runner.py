@@ -338,11 +338,16 @@ def _failure(cfg: DictConfig, label: str, message: str, full: bool) -> Failure:
     return Failure(label, message, path, setup=full)
 
 
-def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Cell, dict[str, float]] | Failure:
-    """Return the cell and what it has to compute; checks the method and, if `weights`, fetches the model's weights."""
-    cell = bounded(cfg, _named(cfg), lambda: Cell(cfg, session))
+def prepare(
+    cfg: DictConfig, session: Session, weights: bool = True, command: str = ""
+) -> tuple[Cell, dict[str, float]] | Failure:
+    """Return the cell and what it has to compute; checks the method and, if `weights`, fetches the model's weights.
+
+    command: the command that runs only this cell.
+    """
+    cell = bounded(cfg, _named(cfg), lambda: Cell(cfg, session, command=command))
     if isinstance(cell, Failure):
-        return cell
+        return replace(cell, alone=command)
 
     def look() -> tuple[Cell, dict[str, float]]:
         stages = plan(cell)
@@ -352,7 +357,8 @@ def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Ce
             cell.model.fetch_weights()  # it prints, so it has to run before the bar is shown
         return cell, stages
 
-    return bounded(cfg, cell.label(), look)
+    found = bounded(cfg, cell.label(), look)
+    return replace(found, alone=command) if isinstance(found, Failure) else found
 
 
 def _named(cfg: DictConfig) -> str:
@@ -371,12 +377,10 @@ def ready(
     alone: for each cell the command that runs only this cell. Raises SetupError if no steered cell is left, since
     computing the unsteered model would be useless, and if results are damaged and must not be overwritten.
     """
-    prepared = [prepare(cfg, session, weights) for cfg in configs]
-    refuse_damaged(session)
     commands = alone or [""] * len(configs)
-    failures = [
-        replace(one, alone=line) for one, line in zip(prepared, commands, strict=True) if isinstance(one, Failure)
-    ]
+    prepared = [prepare(cfg, session, weights, line) for cfg, line in zip(configs, commands, strict=True)]
+    refuse_damaged(session)
+    failures = [one for one in prepared if isinstance(one, Failure)]
     left = [one for one in prepared if not isinstance(one, Failure)]
     if any(one.setup for one in failures) and left and not any(cell.method.strengths for cell, _ in left):
         reasons = dict.fromkeys(f"{one.label}: {one.message}" for one in failures)

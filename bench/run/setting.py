@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from bench.config.packed import Packed
 from bench.files import locks
 from bench.files.overwrite import Overwrite
 from bench.model import checkpoint
@@ -21,13 +22,18 @@ class Setting:
     """
 
     def __init__(self, cfg: DictConfig, session: Session, plan_key: str | None = None) -> None:
-        self.cfg, self.session = cfg, session
+        self.session, self._packed = session, Packed(cfg)
         self.runs = Path(cfg.runtime.results) / "runs"
         self.records = self.runs / "records"
         self.parts = parts(cfg)
         self.method = self.parts.method
-        self.names = Names(cfg, self.parts, self.threads, self.fetch_model)
+        self.names = Names(self._packed, self.parts, self.threads, self.fetch_model)
         self._plan_key = plan_key
+
+    @property
+    def cfg(self) -> DictConfig:
+        """The settings; they cannot be changed."""
+        return self._packed.cfg
 
     @property
     def threads(self) -> int:

@@ -29,13 +29,22 @@ def labels(cells: Sequence[Cell], beside: Sequence[Hashable] = ()) -> list[str]:
 
 def _differences(cells: Sequence[Cell]) -> list[str]:
     """Return for each cell the first settings that not all cells have, as text."""
-    settings = [dict(_flat(OmegaConf.to_container(cell.cfg, resolve=False))) for cell in cells]
-    names = list(dict.fromkeys(name for one in settings for name in one))
-    differ = [name for name in names if any(one.get(name) != settings[0].get(name) for one in settings)]
-    few = [tuple(one.get(name) for name in differ[:MOST]) for one in settings]
-    shorter = len(differ) > MOST and len(set(few)) == len({tuple(one.get(name) for name in differ) for one in settings})
-    names, more = (differ[:MOST], " ...") if shorter else (differ, "")
-    return ["".join(f" {name}={one.get(name, 'null')}" for name in names) + more for one in settings]
+    first = _settings(cells[0])
+    names, differ = dict.fromkeys(first), set[str]()
+    for one in map(_settings, cells):  # one after the other, since a sweep may have thousands
+        names |= dict.fromkeys(one)
+        differ |= {name for name in {**first, **one} if one.get(name) != first.get(name)}
+    listed = [name for name in names if name in differ]
+    values = [tuple(one.get(name) for name in listed) for one in map(_settings, cells)]
+    shorter = len(listed) > MOST and len({own[:MOST] for own in values}) == len(set(values))
+    listed, more = (listed[:MOST], " ...") if shorter else (listed, "")
+    named = [[("null" if value is None else value) for value in own[: len(listed)]] for own in values]
+    return ["".join(f" {name}={one}" for name, one in zip(listed, own, strict=True)) + more for own in named]
+
+
+def _settings(cell: Cell) -> dict[str, str]:
+    """Return every setting of a cell by its full name."""
+    return dict(_flat(OmegaConf.to_container(cell.cfg, resolve=False)))
 
 
 def _flat(node: Any, above: str = "") -> Iterator[tuple[str, str]]:

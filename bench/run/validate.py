@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from bench.config import compose
 from bench.config.build import build
 from bench.config.keys import ENTRIES, INJECTED, SETTINGS, TARGET, UNRESOLVED, Fields, Node, fields_of, listed
+from bench.config.packed import Configs
 from bench.config.values import ANY, Range, expected, fits, item, mapping, mistakes, near, options, shown
 from bench.model import checkpoint
 from bench.model.decoding import Sampling
@@ -372,17 +373,20 @@ def validate(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def validate_all(jobs: Sequence[Sequence[str]]) -> list[DictConfig]:
+def validate_all(jobs: Sequence[Sequence[str]]) -> Configs:
     """Return the config of each cell of one command. Raises SetupError as `validate` does, and as `of_command` says."""
-    cells = []
-    for number, job in enumerate(jobs, 1):
-        try:
-            cells.append(validate(job))
-        except SetupError as error:
-            if len(jobs) == 1:
-                raise
-            label = next((one for one in job if one.startswith("method=")), job[0])
-            raise SetupError(f"{error} (in cell {number} of {len(jobs)}, {label})") from error
+
+    def each() -> Iterator[DictConfig]:
+        for number, job in enumerate(jobs, 1):
+            try:
+                yield validate(job)
+            except SetupError as error:
+                if len(jobs) == 1:
+                    raise
+                label = next((one for one in job if one.startswith("method=")), job[0])
+                raise SetupError(f"{error} (in cell {number} of {len(jobs)}, {label})") from error
+
+    cells = Configs(each())
     if wrong := list(dict.fromkeys(of_command(cells))):
         raise SetupError("\n".join(wrong))
     return cells

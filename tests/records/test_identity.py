@@ -5,6 +5,7 @@ import pytest
 
 from bench.config.build import build
 from bench.config.compose import compose
+from bench.config.packed import Packed
 from bench.records.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
 from bench.run.names import Names
 from bench.run.parts import parts
@@ -123,14 +124,14 @@ def test_an_option_that_came_later_is_in_no_id_at_its_default():
 def test_only_what_trains_on_16_bits_has_another_id_there(method, version):
     for dtype, found in (("float32", None), ("bfloat16", version), ("float16", version)):
         cfg = compose([f"method={method}", "suite=rtp", f"model.dtype={dtype}"])
-        assert Names(cfg, parts(cfg), 1, str).method.get("half_version") == found
+        assert Names(Packed(cfg), parts(cfg), 1, str).method.get("half_version") == found
 
 
 @pytest.mark.parametrize(("method", "version"), [("argre", 1), ("repe", None), ("detox", None)])
 def test_a_rotated_control_has_the_version_of_its_making(method, version):
     for draw, found in (("null", None), ("0", version)):
         cfg = compose([f"method={method}", "suite=rtp", f"control={draw}"])
-        own = Names(cfg, parts(cfg), 1, str).method
+        own = Names(Packed(cfg), parts(cfg), 1, str).method
         assert own.get("control_version") == found and ("rotation_seed" in own) == (draw == "0")
 
 

@@ -73,10 +73,10 @@ def test_the_other_cell_has_its_records(place, trouble, world, tmp_path, monkeyp
 
         return maybe
 
-    def made(self, cfg, session):
+    def made(self, cfg, session, **more):
         if cfg.method._target_.endswith("CAA"):
             trouble()
-        real_init(self, cfg, session)
+        real_init(self, cfg, session, **more)
 
     real_init = Cell.__init__
     if place == "cell":

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from bench.__main__ import main
 from bench.config.compose import compose, jobs
+from bench.config.packed import Packed
 from bench.records.names import told_norm_over
 from bench.records.table import read_records
 from bench.run import norm_over
@@ -121,7 +122,7 @@ def test_a_method_without_a_length_refuses_it(given, tmp_path, capsys):
 
 def fit_id(*more: str, method: str = "caa") -> str:
     cfg = compose([f"method={method}", "suite=rtp", *more])
-    return Names(cfg, parts(cfg), 1, str).fit_id
+    return Names(Packed(cfg), parts(cfg), 1, str).fit_id
 
 
 def test_a_fit_is_called_by_what_its_length_is_made_of():

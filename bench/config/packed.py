@@ -1,0 +1,58 @@
+"""Composed configs in little memory, since a sweep of a thousand cells holds all of them until its end."""
+
+import functools
+import pickle
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from omegaconf import DictConfig, OmegaConf
+
+UNPACKED = 8  # configs that are in memory as they are; each is about 150 kB
+
+
+class Packed:
+    """A composed config as about 4 kB of bytes, which never leave this process; unpacking takes half a millisecond."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self._bytes = zlib.compress(pickle.dumps(cfg, pickle.HIGHEST_PROTOCOL), 1)
+
+    @property
+    def cfg(self) -> DictConfig:
+        """The config, which is read-only, since it may be unpacked anew at any time; see `changeable`."""
+        return _unpacked(self._bytes)
+
+
+class Configs(Sequence[DictConfig]):
+    """Composed configs, packed; each is unpacked when it is asked for, and is read-only."""
+
+    def __init__(self, configs: Iterable[DictConfig]) -> None:
+        self._packed = [Packed(one) for one in configs]
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, place: int) -> DictConfig: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[DictConfig]: ...
+    def __getitem__(self, place: int | slice) -> DictConfig | Sequence[DictConfig]:
+        """Return one config, or some of them as a list."""
+        if isinstance(place, slice):
+            return [one.cfg for one in self._packed[place]]
+        return self._packed[place].cfg
+
+
+def changeable(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a config that may be changed."""
+    own = cfg.copy()
+    OmegaConf.set_readonly(own, None)
+    return own
+
+
+@functools.lru_cache(maxsize=UNPACKED)
+def _unpacked(packed: bytes) -> DictConfig:
+    cfg = pickle.loads(zlib.decompress(packed))  # this process has packed it
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.set_readonly(cfg, True)
+    return cfg

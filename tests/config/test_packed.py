@@ -1,0 +1,52 @@
+"""Configs of a sweep's cells are kept packed."""
+
+import gc
+import tracemalloc
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ReadonlyConfigError
+
+from bench.config.compose import compose, jobs
+from bench.config.packed import Configs, Packed, changeable
+from bench.run import validate
+from bench.run.cell import Cell
+from bench.run.session import Session
+
+SWEEP = ["method=random_direction", "strength=range(0.1,4,0.1)", "suite=[topic]", "runtime.threads=1"]
+
+
+def test_what_is_unpacked_is_what_was_packed():
+    cfg = compose(["method=caa", "strength=2", "suite=[rtp,fluency]", "scorer=[profanity_check,lexicon]"])
+    found = Packed(cfg).cfg
+    assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(cfg)
+    assert found == cfg and OmegaConf.is_struct(found) == OmegaConf.is_struct(cfg)
+    (same,) = Configs([cfg])[0:1]
+    assert same == cfg
+
+
+def test_an_unpacked_config_cannot_be_changed_but_its_copy_can():
+    packed = Packed(compose(["method=caa", "strength=2"]))
+    with pytest.raises(ReadonlyConfigError):
+        packed.cfg.strength = 3
+    with pytest.raises(ReadonlyConfigError):
+        packed.cfg.method.layer = 0.25
+    own = changeable(packed.cfg)
+    own.strength, own.method.layer = 3, 0.25
+    assert packed.cfg.strength == 2 and own.strength == 3
+
+
+def test_a_cell_of_a_sweep_needs_little_memory():
+    asked = jobs(SWEEP, multirun=True)
+    [Cell(cfg, Session()).names.fit_id for cfg in validate.validate_all(asked[:12])]  # what is kept for all cells
+    session = Session()
+    tracemalloc.start()
+    try:
+        configs = validate.validate_all(asked)
+        cells = [Cell(cfg, session) for cfg in configs]
+        kept = {cell.names.fit_id for cell in cells}
+        assert len(cells) == len(asked) and kept
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] / len(cells) < 50e3  # bytes; a config as it is has 150,000
+    finally:
+        tracemalloc.stop()
