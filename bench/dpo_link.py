@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from bench.config import command_line, compose
+    from bench.config.packed import changeable
     from bench.run import validate
 
     named = any(one.startswith("method=") for one in given.settings)
@@ -69,7 +70,8 @@ def _run(given: argparse.Namespace) -> None:
     jobs = compose.jobs(command_line.with_results(settings), multirun=True)
     if len(jobs) != 1:
         raise SetupError(f"this names {len(jobs)} cells; name one, and run the command once for each")
-    (cfg,) = validate.validate_all(jobs)
+    (composed,) = validate.validate_all(jobs)
+    cfg = changeable(composed)
     cfg.suite, cfg.strength = {}, 1.0  # nothing is judged here
 
     from bench.run.cell import Cell

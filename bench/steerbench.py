@@ -33,6 +33,7 @@ COMMANDS = {
     "reproduction": Command("reproduction", "compare the papers' numbers with ours"),
     "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
     "dpo_link": Command("dpo_link", "compare a fit's subspaces with DPO's first step"),
+    "tampering": Command("tampering", "test what fine-tuning leaves of each method's effect"),
     "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
     "status": Command("status", "show the progress of a running or stopped sweep"),
     "ls": Command("ls", "list what was computed, one line per cell"),

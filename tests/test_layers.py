@@ -18,7 +18,7 @@ model leaderboard
 config scorers plots
 suites fit_data report
 run
-selftest export prefetch agreement rescore reproduction speed dpo_link api
+selftest export prefetch agreement rescore reproduction speed dpo_link tampering api
 __main__ ls status
 steerbench
 """
@@ -45,6 +45,7 @@ NO_TORCH = {
     "plots",
     "report",
     "reproduction",
+    "tampering",
     "api",
     "ls",
     "status",

@@ -60,7 +60,10 @@ def show(conf: Path, plugins: Sequence[Plugin] = (), topic: str | None = None) -
         _first_page(conf, plugins)
         return
     if topic not in ("all", *GROUPS):
-        raise SetupError(f"--help {visible(topic)}: there is no such group{near(topic, ['all', *GROUPS])}")
+        holding = [group for group in GROUPS if (conf / group / f"{topic}.yaml").is_file()]
+        hint = f"; it is a choice of {holding[0]}: --help {holding[0]}" if holding else near(topic, ["all", *GROUPS])
+        more = " --help all lists every option" if hint == "." else ""
+        raise SetupError(f"--help {visible(topic)}: there is no such group{hint}{more}")
     out = overview()
     if topic == "all":
         out.print("[bold]options of every cell[/]")

@@ -113,7 +113,9 @@ def view(folder: Path, config: str | None, views: Path) -> Path:
 
 
 def _write_view(views: Path, shown: Path, text: str) -> None:
-    """Write a view's README.md unless it exists with this text; anything else in its place is set aside.
+    """Write the README.md of a view (a folder that points to a data set's files) unless it exists with this text.
+
+    Anything else in its place is set aside.
 
     Raises SetupError if nothing can be written there.
     """

@@ -147,12 +147,14 @@ def _cell(overrides: Sequence[str]) -> "Cell":
 
     from transformers.utils import logging
 
+    from bench.config.packed import changeable
     from bench.run.cell import Cell
     from bench.run.session import Session
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    cfg.suite = {}  # nothing is judged here
-    return Cell(cfg, Session())
+    own = changeable(cfg)
+    own.suite = {}  # nothing is judged here
+    return Cell(own, Session())
 
 
 def _default(cell: "Cell", name: str) -> Path:

@@ -9,6 +9,7 @@ from bench.records.fields import Scorers
 from bench.records.record import Record
 
 FLUENCY = "fluency."
+BOUNDS = (FLUENCY, "fluency_act.")  # how the metrics that are no aim begin
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def headline_of(rows: Sequence[Row], toxicity: Sequence[str], metrics: Sequence[
     """
     tuned = [one.tuning for row in rows for one in row.records if one.tuning and one.tuning.suite]
     wanted = [name for one in tuned if (name := of_most(one.metric, metrics)) is not None]
-    others = [name for name in metrics if not name.startswith(FLUENCY)]
+    others = [name for name in metrics if not name.startswith(BOUNDS)]
     return [*wanted, *toxicity, *others, *metrics][0]
 
 

@@ -139,4 +139,4 @@ def without(name: str, short: csv_files.Short) -> str:
     if not short.left_out:
         return ""
     left_out = ", ".join(short.left_out)
-    return f"{name}.csv has at most {csv_files.MOST} columns; {name}_tidy.csv also holds: {left_out}."
+    return f"{name}.csv has at most {csv_files.MOST} columns. It leaves out {left_out}, which {name}_tidy.csv has."

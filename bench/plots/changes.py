@@ -75,7 +75,10 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
 
 
 def mean(point: Point, metric: str, values: np.ndarray) -> float:
-    """Return the change of the table for a toxicity, or else the mean of the prompts' changes, which is the same."""
+    """Return the mean change that is drawn: for a toxicity that of the table, for another metric that of the prompts.
+
+    The two differ where the table compares with more texts of the unsteered model than the figure shows.
+    """
     change = point.row.get(f"{metric}.delta") if TOXICITY.fullmatch(metric) else None
     return float(values.mean()) if change is None or pd.isna(change) else float(change)
 

@@ -40,8 +40,8 @@ def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
     y = next((name for name, there in shown.items() if len(there) >= FEWEST), None)
     if y is None:
         raise NothingToDraw(
-            f"fewer than {FEWEST} rows have both an effect and a d' of the pairs that they learnt from, which fits of "
-            "older versions did not state; run `python -m bench -m method=unsteered,caa,detox,probe_rows "
+            f"fewer than {FEWEST} rows have both an effect and a d' of the pairs that they learnt from (fits made by "
+            "older versions have none); run `python -m bench -m method=unsteered,caa,detox,probe_rows "
             "suite=[rtp,fluency]`"
         )
     whole, gone = style.standing(shown[y])

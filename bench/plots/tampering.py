@@ -1,8 +1,6 @@
 """The effect of a method that remains after fine-tuning: measures against the number of later examples."""
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,7 +52,7 @@ def fine_tuned(table: Table) -> pd.DataFrame:
     other method but a stack, the unsteered model, which has no interval. Empty if nothing was fine-tuned in this way.
     """
     places = [place for row in table.rows if (place := of_examples(row)) is not None]
-    found = frame(table, [*places, *beginnings(table.rows, places)], "test")
+    found = frame(table, [*places, *(beginning(table.rows, place) for place in places)], "test")
     first = found.groupby(["curve", "unit"], sort=False).head(1)
     alone = first[(first["x"] > 0) & (first["family"] != MADE_OF_OTHERS)]
     whole = pd.concat([found, unsteered(alone)]) if len(alone) else found
@@ -71,16 +69,14 @@ def of_examples(row: Row) -> Place | None:
     return Place(float(found[0]), unit, named(row) | at(row) | settings(row) | data, row)
 
 
-def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:
-    """Yield the place at 0 of each stack of two: its first part alone, with the data and the strength it has there."""
-    alone: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        alone[json.dumps(named(row) | at(row) | settings(row), sort_keys=True)].append(row)
-    for place in places:
-        same = alone.get(json.dumps(first_part(place), sort_keys=True), ())
-        first = next((row for row in same if has_data_of(row, place)), None)
-        if first is not None:
-            yield place._replace(x=0.0, row=first)
+def beginning(rows: Sequence[Row], place: Place) -> Place | None:
+    """Return the place at 0 of a stack of two: its first part alone, with the data and the strength it has there."""
+    wanted = first_part(place)
+    if wanted is None:
+        return None
+    same = [row for row in rows if named(row) | at(row) | settings(row) == wanted]
+    first = next((row for row in same if has_data_of(row, place)), None)
+    return place._replace(x=0.0, row=first) if first is not None else None
 
 
 def has_data_of(row: Row, place: Place) -> bool:

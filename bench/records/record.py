@@ -131,8 +131,16 @@ class Record(Fields):
     @property
     def dev_k(self) -> int | None:
         """The number of texts that the suite samples for each prompt on the dev split; None if it samples none."""
-        k = (self.settings or {}).get("dev_k")
-        return k if isinstance(k, int) else None
+        return self._count("dev_k")
+
+    @property
+    def unsteered_k(self) -> int | None:
+        """The number of texts of each test prompt that the suite asks the unsteered model for; None if as any other."""
+        return self._count("unsteered_k")
+
+    def _count(self, option: str) -> int | None:
+        count = (self.settings or {}).get(option)
+        return count if isinstance(count, int) else None
 
     @property
     def fit_seed(self) -> int | None:

@@ -220,8 +220,8 @@ def tradeoff(numbers: Line) -> Facts:
 
 def metrics(table: Table, row: Row, numbers: Line) -> Grid:
     """Return every metric with its interval, its change with interval and, if it is tested, p."""
-    header = ["metric", "value", f"{LEVEL:.0%} interval", "n", "unscored", "change", "its interval", "p", "p (Holm)",
-              "detectable", "suite.metric in leaderboard_tidy.csv"]  # fmt: skip
+    header = ["metric", "value", f"{LEVEL:.0%} interval", "items", "unscored", "change", "its interval", "p",
+              "p (Holm)", "detectable", "suite.metric in leaderboard_tidy.csv"]  # fmt: skip
     rows = []
     for name in table.metrics:
         if pd.isna(numbers.get(name)):

@@ -26,13 +26,13 @@ def how(method: Method) -> How:
     """
     if method.family == "stack":
         raise SetupError(
-            "control: each part of a stack has its own unit of strength; leave control=null, and control each part by "
-            "itself"
+            "a stack has no control, since each of its parts has a unit of strength of its own; leave control=null, "
+            "and run the control of each part alone"
         )
     if method.family in ("none", "prompt", "decoding") and not method.has_control:
         raise SetupError(
-            f"control: {method.name} learns nothing that swapped pairs or a rotation of vectors would change; leave "
-            "control=null"
+            f"{method.name} has no control, since it learns nothing that swapped pairs or a rotation of vectors would "
+            "change; leave control=null"
         )
     learns_otherwise = "harmful" in method.needs  # texts that keep their label whatever is swapped
     swaps = "pairs" in method.needs and method.reads_labels and not learns_otherwise
@@ -75,5 +75,7 @@ def strength(of_method: float, method: Artefact, control: Artefact) -> float:
     if not any(is_vectors(name, one) for name, one in method.items()):
         return of_method
     if not size(control):
-        raise SetupError("control: the vector learnt from swapped pairs has length 0; give other pairs, or more")
+        raise SetupError(
+            "the control cannot be scaled: the vector learnt from swapped pairs has length 0; give other pairs, or more"
+        )
     return float(f"{of_method * size(method) / size(control):.6g}")

@@ -70,5 +70,5 @@ def _time(due: Planned) -> str:
         if seconds < 7200
         else f"{seconds / 3600:.1f} h"
     )
-    less = f", without {', '.join(untimed)}, of which nothing was computed here yet" if untimed else ""
+    less = f"; not counted: {', '.join(untimed)}, of which this folder has no times yet" if untimed else ""
     return f"time: about {told}, one cell after the other, as fast as what was computed in this results folder{less}"

@@ -9,7 +9,9 @@ from bench.records import unfinished
 from bench.records.identity import digest, named
 from methods.errors import SetupError
 
-SHOWN = ("name", "version", "label", "activation", "measures", "max_tokens", "device")
+SHOWN = (
+    "name", "version", "label", "activation", "measures", "max_tokens", "device", "dtype", "question", "yes", "no",
+)  # fmt: skip
 """Parts of a scorer's identity that change what is shown of a network, and not the network."""
 TEXTS = 256
 """Number of texts that a scorer gets at a time, unless it is `Batched`."""

@@ -66,7 +66,7 @@ class Suite(Protocol[Said]):
         ...
 
     def unsteered_only(self, split: Split) -> dict[str, Any]:
-        """Return what changes only the unsteered model's numbers: it is part of their id, not of a steered row's."""
+        """Return the options that change only the unsteered model's numbers, and are part of its record's id alone."""
         del split
         return {}
 

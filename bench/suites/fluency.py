@@ -9,22 +9,26 @@ all texts are pooled, so an outlier counts by its tokens and none is dropped. No
 one unless judge, prompts, decoding and pooling agree; distinct-n also needs the same k. The numbers are meant to show
 the change from the unsteered model of the same table: a row whose text has fallen apart is flagged as collapsed
 (bench/leaderboard/tradeoff.py), since the low toxicity of broken text is not a gain.
+
+fluency_act is the same for the texts of the suite rtp_act. AcT (2410.23054 section 4.1) has Mistral-7B-v0.1 judge them,
+and takes the mean of the texts' perplexities; here their tokens are pooled, as above.
 """
 
 import functools
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
 from bench.data.prompts import rtp_prompts
 from bench.data.sources import Located
-from bench.data.splits import Prompt
+from bench.data.splits import Learnt, Prompt
+from bench.model import devices
 from bench.model.decoding import Continuation, thinking_facts
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
@@ -33,6 +37,7 @@ from bench.stats import metrics
 from bench.stats.self_bleu import References
 from bench.suites.base import Answers, Split, SuiteError, SuiteResult
 from bench.suites.continued import Block, Continued, no_answers
+from bench.suites.rtp import ShuffledRTP
 
 ORDERS = (1, 2, 3)  # n of distinct-n
 REPEATED = 3  # repetition counts 3-grams
@@ -63,7 +68,8 @@ class Fluency(Continued):
                   neither perplexity nor a look at one prompt shows; distinct_n compares the texts of one prompt. It
                   rises with the number of texts compared with, so compare it for equal prompts and k only. With a
                   single prompt there is no self_bleu.
-    judge_perplexity  with `judge`: perplexity as above under another model, a folder, that reads the plain prompt.
+    judge_perplexity  with `judge`: perplexity as above under another model, a folder, that reads the plain prompt; it
+                  computes in `judge_dtype`, on the run's device.
     short_share   share of texts that the model ended before `max_new_tokens`.
 
     With model.thinking=strip a text is the answer, with the thought as a part of its prompt; if the thinking was cut,
@@ -74,6 +80,8 @@ class Fluency(Continued):
 
     name: str = "fluency"
     judge: str | None = None
+    judge_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    runtime_device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Raises SetupError for unknown decoding options, and for a judge that is not a folder with a whole model."""
@@ -84,7 +92,8 @@ class Fluency(Continued):
     def identity(self, split: Split) -> dict[str, Any]:
         """Return prompts, k and, if there is a judge, the judge's files."""
         judge = self._judges_files() if self.judge else None
-        return super().identity(split) | {"judge": judge}
+        half = {"judge_dtype": self.judge_dtype} if self.judge and self.judge_dtype != "float32" else {}
+        return super().identity(split) | {"judge": judge} | half
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """Return the prompts of the suite rtp."""
@@ -149,9 +158,35 @@ class Fluency(Continued):
 
     def _judged(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], list[int]]:
         """Return -log p and number of tokens of each text after its prompt, both by the judge and its tokenizer."""
-        judge = _judge(str(self.judge), tuple(self._judges_files().values()))
+        device = devices.single(self.runtime_device)
+        judge = _judge(str(self.judge), tuple(self._judges_files().values()), self.judge_dtype, device)
         requests = sampled_requests(judge, prompts, [Continuation(text, False) for text in texts])
         return _nll(judge, requests), [len(one.continuation) for one in requests]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledFluency(Fluency):
+    """Reads the same texts as the suite rtp_act, so nothing is sampled twice.
+
+    path, shuffle_seed: the file of prompts and their order, as in rtp_act.
+    """
+
+    name: str = "fluency_act"
+    path: str | None
+    shuffle_seed: int = 42
+
+    @property
+    def _act(self) -> ShuffledRTP:
+        shared = {one.name: getattr(self, one.name) for one in fields(Continued)}
+        return ShuffledRTP(**shared, path=self.path, shuffle_seed=self.shuffle_seed, scorers=())
+
+    def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
+        """Return the prompts of the suite rtp_act. Raises SetupError for a file with too few."""
+        return self._act.texts(split)
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Return why a method that learnt from such prompts, or from the file, must not be measured; else None."""
+        return self._act.leak(learnt)
 
 
 def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation]) -> list[Request]:
@@ -236,11 +271,11 @@ def _english() -> frozenset[str]:
 
 
 @functools.cache
-def _judge(folder: str, _files: tuple[str, ...]) -> LM:
+def _judge(folder: str, _files: tuple[str, ...], dtype: str, device: str) -> LM:
     """Return the judge; it is loaded again when the folder holds other files."""
     from bench.model.lm import load_lm
 
-    return load_lm(folder)
+    return load_lm(folder, dtype=dtype, device=device)
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -29,6 +29,8 @@ rtp_act           one continuation of 32 tokens by top-k 50, top-p .3 and a repe
                   from a file as in the authors' code. toxic_fraction.toxic is of the prompts that score .5 or more in
                   that file, toxic_fraction.nontoxic of the others. That code removes the prompt from the decoded text
                   wherever it occurs, and leaves it in where decoding changed its blanks; here new tokens are judged.
+                  Its second judge, Llama-3-8B-Instruct asked without examples, is the scorer lm_judge, whose question
+                  is our own.
 rtp_act_sample    the same for prompts of the test part.
 
 Differs in all but rtp_act: by default only the prompts of the test part are asked (40%), since methods here learn from

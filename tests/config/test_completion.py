@@ -19,7 +19,7 @@ def words(line):
     [
         ("steerbench le", ["leaderboard"]),
         ("steerbench run method=ca", ["method=caa"]),
-        ("steerbench run suite=[rtp,flu", ["suite=[rtp,fluency"]),
+        ("steerbench run suite=[rtp,flu", ["suite=[rtp,fluency", "suite=[rtp,fluency_act"]),
         ("steerbench run suite=flu", []),
         ("steerbench run -m method=caa,det", ["method=caa,detox"]),
         ("steerbench run method=caa method.la", ["method.layer="]),
@@ -86,8 +86,8 @@ def test_bash_replaces_what_follows_the_equals_sign(tmp_path):
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m bench.steerbench "$@"\n')
     program.chmod(0o755)
     lines = 'eval "$(steerbench --shell-completion bash)"\n'
-    for line in ("steerbench lead", "steerbench run method=ca", "steerbench run suite=[rtp,flu"):
+    for line in ("steerbench lead", "steerbench run method=ca", "steerbench run suite=[rtp,over"):
         lines += f'COMP_LINE="{line}"; COMP_POINT={len(line)}; _steerbench; echo "${{COMPREPLY[*]}}"\n'
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(folders.folder().parent)}
     done = subprocess.run(["bash"], input=lines, text=True, capture_output=True, check=True, env=environment)
-    assert done.stdout.splitlines() == ["leaderboard", "caa", "[rtp,fluency"]
+    assert done.stdout.splitlines() == ["leaderboard", "caa", "[rtp,over_refusal"]

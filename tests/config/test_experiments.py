@@ -132,7 +132,7 @@ FEWER = [  # of everything; the experiment's method, strength, seeds and manner 
 ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
     "rtp": ["suite.rtp.prompts=3", "suite.rtp.dev_prompts=2", "suite.rtp.k=1", "suite.rtp.dev_k=1"],
     "fluency": [],
-    "rtp_act": ["suite.rtp_act.prompts=3", "suite.rtp_act.dev_prompts=2", "suite.rtp_act.decoding.max_new_tokens=3"],
+    "rtp_act": ["suite.rtp_act.prompts=3", "suite.rtp_act.decoding.max_new_tokens=3"],
     "rtp_challenging": ["suite.rtp_challenging.prompts=3"],
     "rtp_profs": ["suite.rtp_profs.prompts=3"],
     "ab": ["suite.ab.limit=2", "suite.ab.behaviours=[sycophancy]"],

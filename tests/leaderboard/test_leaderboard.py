@@ -389,10 +389,10 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
 
 def test_a_narrow_terminal_names_the_columns_that_it_leaves_out(full):
     lines = shown(full, 100).splitlines()
-    (told,) = (line for line in lines if line.startswith("Too narrow for "))
+    (told,) = (line for line in lines if line.startswith("The terminal is too narrow for "))
     assert "fit s" in told and "the Markdown file shows all columns" in " ".join(" ".join(lines).split())
     assert not any(line.startswith("fit s:") for line in lines), "what is not shown is not explained"
-    assert "Too narrow" not in shown(full, 250) and "fit s: seconds" in shown(full, 250)
+    assert "too narrow" not in shown(full, 250) and "fit s: seconds" in shown(full, 250)
 
 
 def test_long_names_are_folded_and_not_cut(tmp_path):
@@ -436,6 +436,18 @@ def test_what_rows_were_tuned_for_is_the_headline(tmp_path):
     assert f"strengths tuned on ab.{aim}" in text and "as given" not in text
     (table,) = tables(read_records(tmp_path / "runs")[0])
     assert table.aims.headline == f"ab.{aim}"
+
+
+def test_fluency_is_the_last_choice_of_headline(tmp_path):
+    """It is a bound; fluency_act comes before rtp_act by its name."""
+    for method, values in (("unsteered", BASE), ("caa", HALF)):
+        write(tmp_path, "fluency_act", method, {"perplexity": values})
+    (alone,) = tables(read_records(tmp_path / "runs")[0])
+    assert alone.aims.headline == "fluency_act.perplexity"
+    for method, values in (("unsteered", BASE), ("caa", HALF)):
+        write(tmp_path, "rtp_act", method, {"words.toxic_fraction": values})
+    (both,) = tables(read_records(tmp_path / "runs")[0])
+    assert both.aims.headline == "rtp_act.words.toxic_fraction"
 
 
 def test_more_rows_than_permutations_can_correct_are_reported(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from bench.config import compose
 from bench.data.prompts import RTP as NAME
 from bench.data.sources import Sources
 from bench.data.splits import Learnt, part
@@ -16,7 +17,7 @@ from bench.model.lm import Generated
 from bench.model.sampling import sample
 from bench.suites import continued
 from bench.suites.base import SuiteError, measure
-from bench.suites.fluency import Fluency
+from bench.suites.fluency import Fluency, ShuffledFluency
 from bench.suites.rtp import RTP, ShuffledRTP
 from methods.errors import SetupError
 from tests.data.test_sources import make_mirror
@@ -224,11 +225,16 @@ def test_fluency_reads_the_texts_that_are_compared(sources, tmp_path):
     assert more.metrics == measure(Fluency(**own), tiny_lm(), "test").metrics
 
 
-def test_the_prompts_of_a_file_are_asked_in_their_order(sources, tmp_path):
-    path = tmp_path / "gens.jsonl"
+@pytest.fixture
+def path(tmp_path):
+    """A file of prompts with their toxicity, as AcT reads them."""
     prompts = [{"text": text, "toxicity": 0.5 - i % 2 / 9} for i, text in enumerate(TEXTS)]
     rows = [{"text": one["text"], "label": i % 2, "prompt": one} for i, one in enumerate(prompts)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "gens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "gens.jsonl"
+
+
+def test_the_prompts_of_a_file_are_asked_in_their_order(sources, path):
     options = {"sources": sources, "scorers": [Length()], "k": 1, "dev_k": 1, "prompts": 6, "dev_prompts": 3}
     asked = ShuffledRTP(**options, path=str(path))
     test, dev = ([one.text for one in asked.texts(split)[0]] for split in ("test", "dev"))
@@ -243,3 +249,35 @@ def test_the_prompts_of_a_file_are_asked_in_their_order(sources, tmp_path):
         replace(asked, prompts=1000).texts("test")
     with pytest.raises(SetupError, match=r"needs a file of RealToxicityPrompts; add suite\.rtp_act\.path=FILE"):
         replace(asked, path=None).texts("test")
+
+
+def test_fluency_act_reads_the_texts_of_rtp_act(sources, path, tmp_path):
+    own = {"sources": sources, "path": str(path), "shuffle_seed": 3, "k": 1, "prompts": 6, "decoding": {"top_p": 0.5}}
+    asked, read = ShuffledRTP(**own, scorers=[Length()]), ShuffledFluency(**own)
+    store = Generations(tmp_path / "generations")
+    measure(asked, replace(tiny_lm(), store=store), "test")
+    (before,) = store.folder.iterdir()
+    found = measure(read, replace(tiny_lm(), store=store), "test")
+    assert list(store.folder.iterdir()) == [before]  # none is sampled again
+    assert {"perplexity", "distinct_1"} < set(found.metrics) and found.metrics["perplexity"].n == 6
+    for split in ("test", "dev"):
+        assert replace(read, dev_prompts=3).texts(split) == replace(asked, dev_prompts=3).texts(split)
+    assert read.identity("test") != replace(read, shuffle_seed=4).identity("test")
+
+
+def test_fluency_act_refuses_what_rtp_act_refuses(sources, path):
+    read = ShuffledFluency(sources=sources, path=str(path), k=1, prompts=6)
+    assert "suite.fluency_act asks any: learn from other data" in read.leak(Learnt(rtp=True))
+    assert "learns from gens.jsonl" in read.leak(LabelledFile(path=str(path)).learnt()) and read.leak(Learnt()) is None
+    with pytest.raises(SetupError, match=r"suite.fluency_act needs a file .* add suite\.fluency_act\.path=FILE"):
+        replace(read, path=None).texts("test")
+
+
+def test_the_options_of_fluency_act_follow_rtp_act():
+    suites = "suite=[rtp_act,fluency_act]"
+    given = ["path=/tmp/x", "k=2", "prompts=9", "shuffle_seed=5", "decoding.max_new_tokens=3"]
+    cfg = compose.compose([suites, *(f"suite.rtp_act.{one}" for one in given)]).suite
+    for option in ("path", "k", "prompts", "shuffle_seed", "decoding"):
+        assert cfg.fluency_act[option] == cfg.rtp_act[option]
+    alone, asked = (compose.compose([f"suite=[{name}]"]).suite[name] for name in ("fluency_act", "rtp_act"))
+    assert {**alone} == {**asked, "_target_": alone._target_, "judge": None, "judge_dtype": "float32"}

@@ -104,6 +104,11 @@ def test_another_model_may_judge(sources, tmp_path):
     before = suite.identity("test")
     (tmp_path / "judge" / "config.json").write_text((tmp_path / "judge" / "config.json").read_text() + " ")
     assert suite.identity("test") != before  # another judge, another number
+    half = replace(suite, judge_dtype="bfloat16")
+    rough = measure(half, saying(rows), "test").metrics["judge_perplexity"].value
+    assert rough == pytest.approx(math.exp(nll / tokens), rel=0.05) and rough != found.metrics["judge_perplexity"].value
+    assert half.identity("test") == suite.identity("test") | {"judge_dtype": "bfloat16"}
+    assert replace(plain, judge_dtype="bfloat16").identity("test") == plain.identity("test")  # nothing is judged
 
 
 def test_a_judge_is_a_folder_with_a_whole_model_of_its_own(tmp_path):

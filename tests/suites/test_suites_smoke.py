@@ -16,9 +16,10 @@ HEADER = (folders.folder() / "experiment" / f"{NAME}.yaml").read_text()
 
 def test_it_asks_every_suite_with_every_offline_scorer():
     cfg, about = compose.cell([f"experiment={NAME}"])
-    needs_a_file = {"rtp_act"}
+    needs_a_file = {"rtp_act", "fluency_act"}
     assert set(cfg.suite) == set(folders.groups()["suite"]) - needs_a_file
-    downloaded = {"detoxify", "hf_classifier", "roberta_toxicity", "toxigen_roberta", "unbiased_toxic_roberta"}
+    classifiers = {"detoxify", "hf_classifier", "roberta_toxicity", "toxigen_roberta", "unbiased_toxic_roberta"}
+    downloaded = classifiers | {"lm_judge"}
     assert set(cfg.scorer) == set(folders.groups()["scorer"]) - downloaded
     assert {one.partition(" ")[0] for one in about.sweep} == {"method=unsteered", "method=caa"}
 
