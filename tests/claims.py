@@ -502,8 +502,8 @@ CLAIMS = [
           lambda: [after("security_vector", TOXIC_TEXTS), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "after Holm's correction over {} and over {} comparisons)", "tamper/tampering.csv",
           lambda: [csv("tamper/tampering.csv")[f"{kind}_p"].notna().sum() for kind in ("before", "alone")]),
-    Claim(RESULTS, "only AurA's change with 64 toxic texts is significant ({}, p = {}); those of EigenShift ({}, p = {}), "
-          "DeTox ({}, p = {}) and KL-then-steer ({}, p = {}) are not", "tamper/tampering.csv",
+    Claim(RESULTS, "only AurA's change with 64 toxic texts is significant ({}, p = {}); those of EigenShift ({}, p = "
+          "{}), DeTox ({}, p = {}) and KL-then-steer ({}, p = {}) are not", "tamper/tampering.csv",
           lambda: [lasting(title)[f"before_{what}"] for title in ("AurA", "EigenShift", "DeTox", "KL")
                    for what in ("change", "p")]),
     Claim(RESULTS, "they do not change toxicity ({}, {}, {} and {}), and after 64 toxic texts it is {}, {}, {} and {},",
@@ -573,7 +573,8 @@ CLAIMS = [
     Claim(RESULTS, "{}% and {}% of the gain are kept, though a part", "records of security_vectors and _transfer",
           lambda: [100 * kept_gain(folder, "gold_logprob")
                    for folder in ("security_vectors", "security_vectors_transfer")]),
-    Claim(RESULTS, "log-probability of the right answer among the choices, the defence keeps {}%.", f"records of {ATTACK}",
+    Claim(RESULTS, "log-probability of the right answer among the choices, the defence keeps {}%.",
+          f"records of {ATTACK}",
           lambda: [100 * kept_gain(ATTACK, "gold_choice_logprob")]),
     Claim(RESULTS, "DeTox stays at {}, {}, {}, {} and {}, and Model Surgery at {}, {}, {}, {} and {}, none of them "
           "significant, with intervals of up to ±{}:",
@@ -629,7 +630,8 @@ CLAIMS = [
           f"leaderboard of {SAME}",
           lambda: [*interval(SAME, SOCIAL, "security_vector", strength=1),
                    *interval(SAME, SOCIAL, "finetune", strength=1), *interval(SAME, SOCIAL)]),
-    Claim(RESULTS, "by `profanity_check` it is more toxic without the KL term, by {} (significant)", f"leaderboard of {ATTACK}",
+    Claim(RESULTS, "by `profanity_check` it is more toxic without the KL term, by {} (significant)",
+          f"leaderboard of {ATTACK}",
           lambda: half_width(line(ATTACK, EMT10_TUNED, "finetune", strength=1, kl_weight=None))[:1]),
     Claim(RESULTS, "the attack alone changes toxicity by only {} ±{} ({} ±{} by `profanity_check`; above)",
           f"leaderboard of {ATTACK}",
@@ -724,14 +726,15 @@ CLAIMS = [
     Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "and with {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
-    Claim(RESULTS, "The perplexity of ten sentences about weddings falls most, from {} to {}, at depth {} and coefficient {}, "
-          "which is not significant after correction; that of {} other sentences hardly changes there ({} and {}).",
+    Claim(RESULTS, "The perplexity of ten sentences about weddings falls most, from {} to {}, at depth {} and "
+          "coefficient {}, which is not significant after correction; that of {} other sentences hardly changes there ({} and {}).",
           "act_add_topics",
           lambda: [of_row(TOPICS, ON_TOPIC), of_row(TOPICS, ON_TOPIC, method="act_add", strength=1, layer=0.2), 0.2, 1,
                    of_row(TOPICS, OFF_TOPIC, "n"), of_row(TOPICS, OFF_TOPIC),
                    of_row(TOPICS, OFF_TOPIC, method="act_add", strength=1, layer=0.2)]),
     Claim(RESULTS, "At depth {} and coefficients 1 and 4 the fall is significant (to {} and {}), but the perplexity of "
-          "the others falls as well (to {} and {}).", "act_add_topics", lambda: [0.4, *fluent(ON_TOPIC)[1:], *fluent(OFF_TOPIC)[1:]]),
+          "the others falls as well (to {} and {}).", "act_add_topics",
+          lambda: [0.4, *fluent(ON_TOPIC)[1:], *fluent(OFF_TOPIC)[1:]]),
     Claim(RESULTS, "at strength {}; it gives {} (unsteered {}). At strength 1 it gives {}.", "claims",
           lambda: [-1, of_row("claims", NEGATIVE, strength=-1, **LABELLED), of_row("claims", NEGATIVE),
                    of_row("claims", NEGATIVE, strength=1, **LABELLED)]),
@@ -778,8 +781,8 @@ CLAIMS = [
                    for one in ("one effect, 2 fits", "one effect, 5 fits", "one effect")]),
     Claim(RESULTS, "Perspective's labels do (AUC {} and {}), `lexicon` less well ({})", "scorer_agreement.csv",
           lambda: [auc(scorer, "rtp_continuations") for scorer in ("profanity_check", "toxic_comment", "lexicon")]),
-    Claim(RESULTS, "on HateCheck ({}, {}, {}, in this order) they are near chance, and on ToxiGen's sentences ({}, {}, {})",
-          "scorer_agreement.csv",
+    Claim(RESULTS, "on HateCheck ({}, {}, {}, in this order) they are near chance, and on ToxiGen's sentences "
+          "({}, {}, {})", "scorer_agreement.csv",
           lambda: [auc(scorer, texts) for texts in ("hatecheck", "toxigen_annotated")
                    for scorer in ("profanity_check", "toxic_comment", "lexicon")]),
     Claim(RESULTS, "accuracy lies {} to {} below the published figures", "capability_smollm2_135m/reproduction.csv",
