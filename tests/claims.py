@@ -727,8 +727,8 @@ CLAIMS = [
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "and with {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
     Claim(RESULTS, "The perplexity of ten sentences about weddings falls most, from {} to {}, at depth {} and "
-          "coefficient {}, which is not significant after correction; that of {} other sentences hardly changes there ({} and {}).",
-          "act_add_topics",
+          "coefficient {}, which is not significant after correction; that of {} other sentences hardly changes there "
+          "({} and {}).", "act_add_topics",
           lambda: [of_row(TOPICS, ON_TOPIC), of_row(TOPICS, ON_TOPIC, method="act_add", strength=1, layer=0.2), 0.2, 1,
                    of_row(TOPICS, OFF_TOPIC, "n"), of_row(TOPICS, OFF_TOPIC),
                    of_row(TOPICS, OFF_TOPIC, method="act_add", strength=1, layer=0.2)]),
