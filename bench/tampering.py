@@ -44,7 +44,7 @@ LEGEND = (
     "after, before: with and without the fine-tuning; change: after - before. alone: the unsteered model fine-tuned; "
     "difference: after - alone. p: Holm's correction over the column."
 )
-ABOUT = "Test what fine-tuning changes in the effect of each method, and what of the effect it leaves."
+ABOUT = "Test how much of each method's effect is left after the steered model is fine-tuned."
 
 
 class Tampered(NamedTuple):
@@ -65,8 +65,8 @@ def _run(given: argparse.Namespace) -> None:
     found = pd.concat([pd.DataFrame(columns=COLUMNS), *map(changes, tables(results))], ignore_index=True)
     if found.empty:
         raise SetupError(
-            f"{given.results}: no method was fine-tuned afterwards; run `python -m bench experiment=tamper "
-            f"--results {given.results}`, or name another folder by --results"
+            f"{given.results} has no record of a steered model that was fine-tuned afterwards; run `python -m bench "
+            f"experiment=tamper --results {given.results}`, or name another folder by --results"
         )
     for number, own in found.groupby("table", sort=False):
         show(own, f"Table {number}: {own['metric'].iloc[0]}, {own['model'].iloc[0]}")

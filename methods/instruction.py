@@ -86,7 +86,7 @@ class Instruction(Method):
         return 1.0 if self.operation == "add" else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the direction, scaled to the stream's mean length, and the projection that the instruction causes.
+        """Return the direction, as long as the mean residual norm, and the projection that the instruction causes.
 
         Raises SetupError without pairs, if the instruction changes nothing, and for a text that is too long.
         """

@@ -488,7 +488,8 @@ CLAIMS = [
     Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, about what they do to the unedited model, "
           "and {} after 64 questions.", "leaderboard of tamper",
           lambda: [after("detox"), *(after("detox", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
-    Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, as if it had never been applied, and {} ",
+    Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, as much as the unsteered model without any "
+          "fine-tuning, and {} ",
           "leaderboard of tamper",
           lambda: [after("kl_then_steer"), *(after("kl_then_steer", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
     Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts and {} after 64 questions.",
@@ -645,7 +646,8 @@ CLAIMS = [
           lambda: [value("toxigen", "ablation", EMT5)]),
     Claim(RESULTS, "The texts of mean-centring collapsed (perplexity {} times", "records of toxigen",
           lambda: [over_unsteered("toxigen", "mean_centring", "fluency.perplexity")]),
-    Claim(RESULTS, "with a security vector switched on leaves {}, at {} times the perplexity; the same fine-tuning "
+    Claim(RESULTS, "with a security vector, which is switched on during the training and off afterwards, leaves {}, "
+          "at {} times the perplexity; the same fine-tuning "
                    "without it raises toxicity to {}.", "records of toxigen",
           lambda: [value("toxigen", "security_vector", EMT5),
                    over_unsteered("toxigen", "security_vector", "fluency.perplexity"),
@@ -677,7 +679,7 @@ CLAIMS = [
                    against_control("methods", "task_negation", "_p_holm"),
                    *(-against_control("methods", method) for method in ("act", "caa", "infer_aligner", "kl_then_steer",
                                   "word_filter"))]),
-    Claim(RESULTS, "A random direction of the same length as RepE's lowers it by {},", "leaderboard of methods",
+    Claim(RESULTS, "RepE's control, its vector rotated at random, lowers it by {},", "leaderboard of methods",
           lambda: [-fallen("repe control", control=True).item()]),
     Claim(RESULTS, "**SASA** lowers toxicity by {}, which is not significant, and runs at {} of the unsteered speed,",
           "leaderboard and records of methods: sasa",
@@ -690,8 +692,8 @@ CLAIMS = [
     Claim(RESULTS, "It is nearly as good as one expert ({} and {})", "records of methods",
           lambda: [value("methods", "task_negation", EMT10), value("methods", "dexperts", EMT10, place=0)]),
     Claim(RESULTS, "it leaves {} of toxicity and runs at {} of the speed. Its texts are easier to predict ({} times "
-          "the perplexity), but {} of them end before the limit of 20 tokens (unsteered: {}), and fewer pairs of words "
-          "are distinct ({}; unsteered: {})", "records of methods: dexperts",
+          "the perplexity), but {} of them end before the limit of 20 tokens (unsteered: {}), and distinct-2 is lower "
+          "({}; unsteered: {})", "records of methods: dexperts",
           lambda: [two_experts(EMT10), float(chosen("methods", "dexperts", "rtp")[-1].record.cost.relative_speed),
                    over_unsteered("methods", "dexperts", PERPLEXITY), two_experts("fluency.short_share"),
                    value("methods", "unsteered", "fluency.short_share"), two_experts("fluency.distinct_2"),
@@ -794,10 +796,12 @@ CLAIMS = [
     Claim(RESULTS, "scoring likelihoods is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five "
           "shots", "speed.csv",
           lambda: [ratio("CommonsenseQA", "HFLM"), ratio("HellaSwag", "HFLM"), ratio("MMLU anatomy, 5-shot", "HFLM")]),
-    Claim(RESULTS, "time, sampling would be {} times as fast, and likelihoods {} to {} times.", "speed.csv",
+    Claim(RESULTS, "time, sampling would be {} times as fast as it is, and likelihoods {} to {} times.", "speed.csv",
           lambda: [1 / ratio(work, "matrix") for work in ("sampling, 12 prompts x 25 x 20", "BoolQ", "PIQA")]),
-    Claim(RESULTS, "from 40 pairs of different lengths takes {} (ablation) to {} (CAA) times as long", "speed.csv",
-          lambda: [1 / ratio(f"fit of {name}, 40 pairs", "matrix") for name in ("Directional ablation", "CAA")]),
+    Claim(RESULTS, "from 40 pairs of different lengths takes {} (ablation) to {} (RepE) times, and with AcT, which "
+          "reads the pairs {} times, {} times as long", "speed.csv",
+          lambda: [*(1 / ratio(f"fit of {name}, 40 pairs", "matrix") for name in ("Directional ablation", "RepE")),
+                   2.5, 1 / ratio("fit of AcT, 40 pairs", "matrix")]),
 ]  # fmt: skip
 
 

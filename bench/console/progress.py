@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench.console.escape import terminal, visible
 from methods.progress import listening
 
-UNKNOWN = "time left not known yet"
+UNKNOWN = "time left not known"
 FORGETS = 0.5
 """Factor on the weight of earlier stages in a kind's speed when a stage begins, since the first one also loads."""
 TIMED_SECONDS = 2.0

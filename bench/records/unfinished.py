@@ -155,7 +155,7 @@ def batches(what: Callable[[], Any], batch_size: int) -> Iterator[Batches]:
 def told(runs: Path, written: int) -> str:
     """Return the message on what a stopped run keeps, and how to go on. written: how many results it computed."""
     whole = f"{written} finished {'result is' if written == 1 else 'results are'} kept" if written else ""
-    begun = f"an unfinished result is kept up to a few seconds ago, in {runs / 'unfinished'}"
+    begun = f"unfinished work is kept, except for its last few seconds, in {runs / 'unfinished'}"
     found = any(
         path.is_file() for folder in _own if folder.parent == runs / "unfinished" for path in folder.rglob("[!.]*")
     )

@@ -120,7 +120,7 @@ def breaking(text: str) -> Markup:
 
 
 def shown(value: Any) -> Any:
-    """Write out invisible characters, but leave Markup as it is."""
+    """Replace invisible characters by visible escapes, but leave Markup as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

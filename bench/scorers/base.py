@@ -59,7 +59,7 @@ def networks(scorer: Scorer) -> tuple[str, ...]:
 
 @runtime_checkable
 class Combined(Protocol):
-    """A scorer that is made of others, by name."""
+    """A scorer that is computed from other scorers, which `parts` has by their names."""
 
     parts: Mapping[str, Scorer]
 

@@ -307,7 +307,7 @@ def test_what_a_stopped_run_says(tmp_path):
     assert unfinished.told(tmp_path, 0).startswith("nothing had been computed yet")  # these are of another cell
     with suppress(Power), unfinished.keeping(tmp_path / "unfinished/id"):
         raise Power
-    assert "1 finished result is kept and an unfinished result is kept up to" in unfinished.told(tmp_path, 1)
+    assert "1 finished result is kept and unfinished work is kept, except" in unfinished.told(tmp_path, 1)
 
 
 @pytest.mark.parametrize("name", ["5 (copy)", "0", "-3", "x", ""])
