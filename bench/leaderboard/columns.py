@@ -350,9 +350,9 @@ COLUMNS: tuple[Column, ...] = (
                               "interval. The control has the same size (its strength is rescaled for that), "
                               "but learnt from pairs with shuffled labels, was rotated at random, or is a random "
                               "change of the weights; a method without one is compared with random_direction, if "
-                              "it is in the table. A method fitted once is compared with the spread of its control's fits, assumed to be normal; with one "
-                              "fit of each there is neither interval nor test. *: p < "
-                              f"{ALPHA:g} after Holm's correction over the rows."),
+                              "it is in the table. A method fitted once is compared with the spread of its control's "
+                              "fits, assumed to be normal; with one fit of each there is neither interval nor test. "
+                              f"*: p < {ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
     Column(name="made_worse", about="The share of prompts or documents whose main metric got worse than unsteered; "
