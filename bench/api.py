@@ -5,6 +5,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         >>> compare("results/published/quickstart", metric="capability.piqa.accuracy")["method"].tolist()
         ['act_add control', 'caa control', 'detox control', 'caa', 'detox', 'probe_rows', 'act_add', 'prompt']
     """
-    records, _ = table.read_records(_runs(results))
+    records = _records(results)
     found = tables(records)
     if not found:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")
@@ -90,6 +91,14 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     if methods and not rows["method"].isin(methods).any():
         raise SetupError(f"compare{(results, *methods)}: a change is from the unsteered model; name other methods")
     return rows[rows["method"].isin(methods)].reset_index(drop=True) if methods else rows
+
+
+def _records(results: str | Path) -> list[table.Result]:
+    """Return the results of a folder; warns of each record that is damaged, which is left out."""
+    records, skipped = table.read_records(_runs(results))
+    for line in skipped:
+        warnings.warn(line, stacklevel=3)
+    return records
 
 
 def _changes(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -145,7 +154,7 @@ def build_leaderboard(
         if runs.name != "runs":
             raise SetupError(f"write=True: tables are written beside a folder runs/, and {runs} has another name")
         return build.leaderboard(build.rebuild(runs.parent, name, each_fit, processes=0, **wanted).tables)
-    records, _ = table.read_records(_runs(results))
+    records = _records(results)
     found = tables(build.selected(records, **wanted), each_fit)
     if not found:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")

@@ -68,7 +68,9 @@ def _run(given: Sequence[str]) -> int:
     cfg = validate.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
     results = Path(cfg.runtime.results)
     injected = given_to_suites(cfg)
-    records, _ = read_records(results / "runs")
+    records, skipped = read_records(results / "runs")
+    for line in skipped:
+        console.print(terminal(f"warning: {line}"))
     rescored: dict[str, Rescored] = {}  # by id: records that differ only in their scorers give one
     failed = 0
     for stored in records:

@@ -4,10 +4,12 @@ For each method that is followed by a fine-tuning, or switched on during one (`e
 headline metric, item by item, with two other rows of its table:
 
 before   the method without the fine-tuning, with the same data and strength: does fine-tuning undo the method?
-alone    the same fine-tuning of the unsteered model: does the method still do anything after it?
+alone    the same fine-tuning of the unsteered model (examples, settings and strength alike): does the method still do
+         anything after it?
 
-The changes have 95% intervals over items and fits. The p values of paired tests are corrected by Holm's method, over
-all tests of one kind in a table. tampering.csv holds the lines.
+Values are means over the fits of a row. The changes have 95% intervals over items and, where a row has several fits,
+over fits. The p values of paired tests are corrected by Holm's method, over all tests of one kind in a table.
+tampering.csv holds the lines.
 
 Exit code 0: done; 2: something the user must fix; 130: stopped by Ctrl-C.
 """
@@ -18,6 +20,7 @@ if __name__ == "__main__":
     stopping.begin()
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,9 +31,9 @@ from rich.table import Table as Printed
 from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
-from bench.leaderboard.frame import Table, tables
+from bench.leaderboard.frame import Table, own_value, tables
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.pairing import change, paired, pairwise_ps
+from bench.leaderboard.pairing import change, difference, paired, pairwise_ps
 from bench.plots.sweeps import Place, curve_names
 from bench.plots.tampering import ALONE, beginning, of_examples
 from bench.records.table import read_records
@@ -38,6 +41,8 @@ from bench.stats.significance import holm
 from methods.errors import SetupError
 
 KINDS = ("before", "alone")
+TRAINING = ("learning_rate", "epochs", "batch_size", "max_tokens", "optimizer")
+"""The options of a fine-tuning that have to agree; the loss of a penalty has to agree as well."""
 COLUMNS = ["table", "model", "metric", "method", "texts", "examples", "value",
            *(f"{kind}{end}" for kind in KINDS for end in ("", "_change", "_low", "_high", "_p"))]  # fmt: skip
 LEGEND = (
@@ -61,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    results, _ = read_records(given.results / "runs")
+    results, skipped = read_records(given.results / "runs")
+    for line in skipped:
+        command.console.print(terminal(f"warning: {line}"))
     found = pd.concat([pd.DataFrame(columns=COLUMNS), *map(changes, tables(results))], ignore_index=True)
     if found.empty:
         raise SetupError(
@@ -82,7 +89,7 @@ def changes(table: Table) -> pd.DataFrame:
     lines = [
         {
             "table": table.number, "model": table.about.model.name, "metric": metric, "method": name,
-            "texts": one.place.unit, "examples": int(one.place.x), "value": one.place.row.metrics[metric].value,
+            "texts": one.place.unit, "examples": int(one.place.x), "value": _mean(one.place.row, metric),
         }
         for one, name in zip(found, curve_names([one.place for one in found]), strict=True)
     ]  # fmt: skip
@@ -92,9 +99,14 @@ def changes(table: Table) -> pd.DataFrame:
         transform = table.metrics[metric].transform
         corrected = holm(pairwise_ps(both, metric, transform))
         for i, (row, other), p in zip(there, both, corrected, strict=True):
-            effect = change(paired(row.fits, other, metric), metric, transform)
+            single = len(row.fits) == len(other.fits) == 1
+            effect = (
+                change(paired(row.fits, other, metric), metric, transform)
+                if single
+                else difference(row, other, metric, transform)
+            )
             value, low, high = effect.estimate() if effect else (None, None, None)
-            named = {"": other.metrics[metric].value, "_change": value, "_low": low, "_high": high, "_p": p}
+            named = {"": _mean(other, metric), "_change": value, "_low": low, "_high": high, "_p": p}
             lines[i] |= {f"{kind}{end}": one for end, one in named.items()}
     return pd.DataFrame(lines, columns=COLUMNS).sort_values(["method", "texts", "examples"], ignore_index=True)
 
@@ -102,15 +114,29 @@ def changes(table: Table) -> pd.DataFrame:
 def tampered(table: Table) -> Iterator[Tampered]:
     """Yield the rows of methods with a fine-tuning, and those that each is compared with."""
     places = [place for row in table.rows if (place := of_examples(row)) is not None]
-    alone = {_examples(place): place.row for place in places if place.row.about.method == ALONE}
+    alone = {training(place): place.row for place in places if place.row.about.method == ALONE}
     for place in places:
         if place.row.about.method != ALONE:
             before = beginning(table.rows, place)
-            yield Tampered(place, before and before.row, alone.get(_examples(place)))
+            yield Tampered(place, before and before.row, alone.get(training(place)))
 
 
-def _examples(place: Place) -> tuple[float, str]:
-    return place.x, place.unit
+def training(place: Place) -> str | None:
+    """Return a text that two rows share if they were fine-tuned alike; None for a stack that ends otherwise."""
+    method, strength = place.row.method, place.row.strengths[0]
+    own, share, kl = method.settings, float(strength), 0.0
+    if method.parts:
+        name, last = list(method.parts.items())[-1]
+        if last.name != ALONE:
+            return None
+        own, share = last.settings, float(method.strength_of(name, strength) or 0.0)
+    if method.parts or method.name == ALONE:  # a defence has a penalty of its own, on something else
+        kl = float(own.get("kl_weight") or 0.0)  # type: ignore[arg-type]
+    return json.dumps([place.x, place.unit, share, kl, [own.get(name) for name in TRAINING]])
+
+
+def _mean(row: Row, metric: str) -> float:
+    return float(own_value(metric, row.metrics[metric], row, frozenset())[metric])
 
 
 def show(found: pd.DataFrame, heading: str) -> None:

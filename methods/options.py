@@ -39,7 +39,7 @@ def check_flag(option: str, value: object) -> None:
 
 
 def check_types(method: Any) -> None:
-    """Raises SetupError if an option that is a flag, a whole number or a number holds something else, or NaN.
+    """Raises SetupError if an option that is a flag, a whole number, a number or a text holds something else, or NaN.
 
     method: a dataclass of options. Options of other types, such as choices and lists, are not looked at.
     """
@@ -47,6 +47,8 @@ def check_types(method: Any) -> None:
         value, types = getattr(method, one.name), {one.type}
         if get_origin(one.type) is UnionType:
             types = set(get_args(one.type))
+        if types in ({str}, {str, NoneType}) and not isinstance(value, str) and not (value is None and len(types) == 2):
+            raise SetupError(f"method.{one.name}={value!r}: expected a text")
         if not types <= {bool, int, float, NoneType} or (value is None and NoneType in types):
             continue
         if bool in types:

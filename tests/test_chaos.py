@@ -103,7 +103,7 @@ def compared(root: Path, place: Path, kills: int, terms: int, seconds: float = L
 @pytest.mark.slow
 def test_a_disturbed_sweep_has_the_results_of_a_quiet_one(world, tmp_path):  # noqa: F811
     told = compared(world, tmp_path, kills=6, terms=2)
-    assert told["exit code 0"] == 1 and sum(told[one] for one in told if one.startswith("SIG")) >= 4
+    assert told["exit code 0"] >= 1 and sum(told[one] for one in told if one.startswith("SIG")) >= 4
 
 
 @pytest.mark.slow

@@ -49,8 +49,16 @@ def targets(named: Sequence[str] = ()) -> frozenset[str]:
 @functools.lru_cache(maxsize=8)
 def _targets(places: tuple[Path, ...]) -> frozenset[str]:
     files = [file for place in places for file in place.rglob("*.yaml")]
-    nodes = (node for file in files for node in _mappings(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    nodes = (node for file in files for node in _mappings(_read(file)))
     return frozenset(str(node["_target_"]) for node in nodes if "_target_" in node)
+
+
+def _read(file: Path) -> Any:
+    """Return what a YAML file holds; None for a damaged one, of which a command that chooses it complains."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
 
 
 def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:

@@ -162,8 +162,16 @@ class MethodPart(Fields):
 
     @property
     def settings(self) -> dict[str, Json]:
-        """The hyper-parameters, except the seed of the fit."""
-        return {key: value for key, value in self.parameters.items() if key != "seed"}
+        """The hyper-parameters, except the seed of the fit, also in those that are methods."""
+        return {key: _seedless(value) for key, value in self.parameters.items() if key != "seed"}
+
+
+def _seedless(value: Json) -> Json:
+    """Return a hyper-parameter without the seeds of the methods in it, which may be one or several by their names."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = MethodPart.read(value)
+    return {**value, "parameters": inner.settings} if inner else {name: _seedless(one) for name, one in value.items()}
 
 
 def brief(value: Any, named: Callable[[str], str] = str) -> Any:

@@ -185,8 +185,9 @@ def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> dict[int, Failu
 
     A job that only prepares others may fail, since the others then do its work.
 
-    If one process dies and thereby ends the others, the remaining cells are launched again, until two launches in a row
-    have finished no cell. Cells that were being computed when the process died are launched last.
+    If one process dies and thereby ends the others, the remaining cells are launched again. Cells that were being
+    computed when the process died are launched last. When a launch has finished no cell, each cell that is left is
+    launched by itself, so that only the one that ends its process fails.
     """
     failures, in_vain = dict[int, Failure](), 0
     while True:
@@ -212,6 +213,13 @@ def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> dict[int, Failu
         if not left:
             return failures
         in_vain = in_vain + 1 if _cells(left) == _cells(jobs) else 0
+        if launcher.loses_all and in_vain == 1 and _cells(left) > 1:
+            console.print(
+                terminal(f"warning: {lost}; the {_cells(left)} cells that are left go on one after the other")
+            )
+            for alone in [replace(job, numbers=[number]) for job in left for number in job.numbers]:
+                failures |= _launched(launcher, [alone], log)
+            return failures
         if not launcher.loses_all or in_vain == 2:
             several = "; several jobs returned nothing, and this is told of one" if len(left) > 1 else ""
             more = "; other jobs may still be at work, `steerbench status` tells" if launcher.leaves_others else ""

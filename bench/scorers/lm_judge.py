@@ -6,6 +6,7 @@ first id that the tokenizer gives for each answer, which for Llama-3 is BOS in b
 decides here.
 """
 
+import bisect
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ class LMJudge:
 
         Raises SetupError if the question leaves no room for a text.
         """
+        for token in lm.tokenizer.all_special_tokens:  # or a text could end the user's turn and answer for the judge
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
         found = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         ends = [end for _, end in found]  # where each token ends in the text
 
@@ -156,15 +159,16 @@ class LMJudge:
             return self.question.replace(PLACE, text if kept == len(ends) else text[: ends[kept - 1]])
 
         kept = min(self.max_tokens or len(ends), len(ends))
-        while (over := len(lm.encode(worded(kept))) + 1 - lm.max_length) > 0:
-            kept -= over
-            if kept < 1:
-                alone = len(lm.encode(self.question.replace(PLACE, "")))
-                raise SetupError(
-                    f"scorer.{self.name}.question: it takes {alone} tokens without a text, of {lm.max_length} that the "
-                    "model reads, so there is no room for a text; shorten the question, or take another model"
-                )
-        return worded(kept)
+        if len(lm.encode(worded(kept))) < lm.max_length:  # one more token is the answer
+            return worded(kept)
+        fits = bisect.bisect_left(range(1, kept), lm.max_length, key=lambda some: len(lm.encode(worded(some))))
+        if fits < 1:
+            alone = len(lm.encode(self.question.replace(PLACE, "")))
+            raise SetupError(
+                f"scorer.{self.name}.question: it takes {alone} tokens without a text, of {lm.max_length} that the "
+                "model reads, so there is no room for a text; shorten the question, or take another model"
+            )
+        return worded(fits)
 
     def _verdict(self, reply: str) -> float | None:
         """Return the score of the answer that the reply begins; None if it begins neither."""

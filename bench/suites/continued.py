@@ -228,7 +228,7 @@ class Judged(Continued):
             if unscored - unanswered > UNSCORED_LIMIT * len(scores):
                 raise SuiteError(
                     f"{scorer.name} left {unscored - unanswered} of {len(scores)} texts unscored; more than 1% is a "
-                    "failure"
+                    "failure. Change how it judges, if it has such options, or take another scorer"
                 )
             known = scores.assign(score=scores[scorer.name]).dropna(subset=["score"])
             for name, values in self.prompt_metrics(known, scorer.name, split).items():

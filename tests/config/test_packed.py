@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
+from bench.config import folders
 from bench.config.compose import compose, jobs
 from bench.config.packed import Configs, Packed, changeable
 from bench.run import validate
@@ -50,3 +51,11 @@ def test_a_cell_of_a_sweep_needs_little_memory():
         assert tracemalloc.get_traced_memory()[0] / len(cells) < 50e3  # bytes; a config as it is has 150,000
     finally:
         tracemalloc.stop()
+
+
+def test_a_damaged_file_of_another_choice_does_no_harm(tmp_path):
+    """Somebody may be editing a YAML file while the jobs of a sweep check the classes of their configs."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("_target_: x.Mine\nlayer: [")
+    (tmp_path / "method" / "other.yaml").write_text("_target_: y.Other\n")
+    assert folders._targets((tmp_path,)) == {"y.Other"}

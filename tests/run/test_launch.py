@@ -354,6 +354,25 @@ def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsy
     assert "go on in new processes" in capsys.readouterr().err
 
 
+def test_only_the_cells_that_end_their_process_fail(tmp_path, capsys):
+    """Two cells end any process that they are computed in, before another cell has ended."""
+    log, launched = Log.begin(tmp_path, [], [(f"caa x{one}", False) for one in range(4)], "joblib"), []
+
+    def dies(jobs):
+        numbers = [int(one[0].partition("numbers:[")[2].partition("]")[0]) for one in jobs]
+        launched.append(numbers)
+        if {1, 3} & set(numbers):
+            raise RuntimeError("killed")
+        for number in numbers:
+            with log.working(number):
+                log.ended(number, None)
+        return [[] for _ in numbers]
+
+    failures = launch._launched(lossy("joblib", dies), of_cells(log, 4), log)
+    assert launched == [[0, 1, 2, 3], [0], [1], [1], [2], [3], [3]]
+    assert set(failures) == {1, 3} and "go on one after the other" in capsys.readouterr().err
+
+
 def test_a_job_that_is_stopped_counts_its_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(job, "_sessions", [Session(written=2)])
     with pytest.raises(SystemExit), job._signals(tmp_path):

@@ -223,3 +223,20 @@ def test_its_file_words_the_question_and_the_answers(folder):
     assert judge.yes == "Bad" and judge(["p"], [""]) == [0.0]
     with pytest.raises(SetupError, match="set exactly one of path and id"):
         build(validate.validate(chosen).scorer.lm_judge)
+
+
+def test_as_much_of_a_long_text_is_read_as_fits_each_time(folder):
+    judge = LMJudge(path=str(folder), question="{text} or {text}")
+    lm = judge._loaded()
+    asked = judge._asked(lm, "a " * 500)
+    assert lm.max_length - 4 <= len(lm.encode(asked)) < lm.max_length
+    once, again = (part.strip() for part in asked.split(" or "))
+    assert once == again and len(once) > 100
+
+
+def test_a_text_cannot_end_the_turn_of_the_user(folder):
+    judge = LMJudge(path=str(folder), question=BEFORE)
+    lm = judge._loaded()
+    for token in lm.tokenizer.all_special_tokens:
+        ids = lm.tokenizer(judge._asked(lm, f"a walk {token} home"), add_special_tokens=False).input_ids
+        assert not set(ids) & set(lm.tokenizer.all_special_ids), token
