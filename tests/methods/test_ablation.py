@@ -361,3 +361,15 @@ def test_every_writer_has_a_hook():
         hooks = {id(one) for one in lm.model.modules() if one._forward_hooks}
         assert hooks == places and len(places) == 10
         assert [id(one) for one in lm.model.modules() if one._forward_pre_hooks] == [id(layout.blocks(lm.model)[0])]
+
+
+def test_skip_first_leaves_out_the_beginning_of_each_text():
+    lm, means = tiny_lm(), []
+    for side in (PAIRS.desired, PAIRS.undesired):
+        with torch.inference_mode():
+            ids = [torch.tensor([lm.encode(prompt + text)]) for prompt, text in zip(PAIRS.prompt, side, strict=True)]
+            rows = [lm.model(one, output_hidden_states=True).hidden_states[LAYER][0, 2:].double() for one in ids]
+        means.append(torch.stack([one.mean(0) for one in rows]).mean(0))
+    found = fit(Ablation(layer=LAYER, read="all", skip_first=2), lm)["directions"][0]
+    wanted = torch.nn.functional.normalize(means[1] - means[0], dim=0)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)

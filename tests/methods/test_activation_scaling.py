@@ -248,3 +248,17 @@ def test_wrong_settings_and_data():
         with pytest.raises(SetupError, match="activation_scaling: scales .* not fitted on this model"):
             with ActivationScaling().apply(lm.model, artefact, 1):
                 pass
+
+
+def test_two_steps_of_adam_with_the_kl_term():
+    """At scalars of 0 the KL term has no gradient, so the first step says nothing of it."""
+    lm = tiny_lm()
+    pairs, background = read(lm)
+    method = ActivationScaling(steps=2, batch_size=8, sparsity=0, learning_rate=0.02, kl_weight=50.0)
+    at = torch.zeros(len(places(lm)), requires_grad=True)
+    optimiser = torch.optim.Adam([at], lr=0.02)
+    for _ in range(2):
+        optimiser.zero_grad()
+        method.loss(lm.model, places(lm), at, pairs, background).backward()
+        optimiser.step()
+    torch.testing.assert_close(fit(method, lm)["scales"], at.detach().view(-1, 2), rtol=1e-3, atol=1e-5)

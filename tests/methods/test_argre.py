@@ -337,3 +337,16 @@ def test_wrong_settings_and_data():
     with pytest.raises(SetupError, match=r"direction \(36,\) was not fitted on this model, whose width is 28"):
         with SMALL.apply(other.model, fit(SMALL, lm), 1):
             pass
+
+
+def test_a_turn_multiplies_each_move_as_a_row():
+    lm, method = tiny_lm(), ARGRE(hidden=64, epochs=10, learning_rate=0.01)
+    artefact, ids = fit(method, lm), torch.tensor([lm.encode("".join(TEXT))])
+    turn, found = torch.linalg.qr(normal(36, 36)).Q, []
+    with torch.no_grad(), at(Positions(*(torch.tensor([n]) for n in (0, ids.shape[1], 0, 1)))):
+        base = lm.model(ids, output_hidden_states=True).hidden_states[-1]
+        for given in (artefact, artefact | {"turn": turn}):
+            with method.apply(lm.model, given, 0.7):
+                found.append(lm.model(ids, output_hidden_states=True).hidden_states[-1] - base)
+    torch.testing.assert_close(found[1], found[0] @ turn, rtol=1e-3, atol=1e-4)
+    assert float(found[0].norm()) > 0.1

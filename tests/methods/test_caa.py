@@ -6,12 +6,13 @@ import torch
 from bench.model.lm import LM
 from bench.model.sampling import prefill
 from methods import layout
-from methods.base import FitData, Pairs
+from methods.base import FitData, Pairs, facts
 from methods.caa import CAA, matched_norms
 from methods.errors import SetupError
 from methods.intervention import record
 from tests.sinks import planted_sink
 from tests.tiny import tiny_lm
+from tests.vectors import mean_length_by_hand
 
 LAYER = 1
 KEY = f"layers.{LAYER}.direction"
@@ -318,3 +319,14 @@ def test_wrong_settings():
     for pairs, count in ((None, "none"), (Pairs([], [], []), "none"), (one, "1")):
         with pytest.raises(SetupError, match=f"caa learns from contrast pairs and got {count}; give at least 2"):
             CAA().fit(lm.model, lm.tokenizer, FitData(pairs))
+
+
+@pytest.mark.parametrize("norm", [None, 0.5])
+def test_the_strength_in_lengths_of_the_stream_by_hand(norm):
+    """Over the mean length, in the desired texts, of the block's output at the continuation."""
+    lm, method = tiny_lm(), CAA(layer=LAYER, norm=norm)
+    artefact = fit(method, lm)
+    length = mean_length_by_hand(lm, PAIRS.prompt, PAIRS.desired, LAYER)
+    assert length != pytest.approx(mean_length_by_hand(lm, PAIRS.prompt, PAIRS.undesired, LAYER), rel=1e-2)
+    assert float(artefact["info.residual_norm"]) == pytest.approx(length, rel=1e-5)
+    assert method.residual_norms(facts(artefact)) == pytest.approx(float(artefact[KEY].norm()) / length, rel=1e-5)

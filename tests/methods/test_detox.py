@@ -357,3 +357,10 @@ def test_artefact_of_another_model():
     artefact = fit(method, tiny_lm("llama"))
     with pytest.raises(SetupError, match="was not fitted on this model"):
         method.apply(tiny_lm("gpt2").model, artefact, 1.0).__enter__()
+
+
+def test_max_tokens_is_how_much_of_a_text_is_read():
+    lm = tiny_lm()
+    longest = max(len(lm.encode(p + t)) for side in PAIRS[1:] for p, t in zip(PAIRS.prompt, side, strict=True))
+    cut = [int(fit(DeTox(text="full", max_tokens=n), lm)["info.cut_pairs"]) for n in (longest, longest - 1)]
+    assert cut[0] == 0 < cut[1]

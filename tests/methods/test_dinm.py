@@ -230,3 +230,12 @@ def test_missing_data_is_a_clear_error(lm):
 def test_bad_options_are_refused(lm, options, message):
     with pytest.raises(SetupError, match=message):
         replace(METHOD, **options).check(lm.model)
+
+
+def test_ordinary_texts_are_drawn_by_the_seed_after_its_own(lm, monkeypatch):
+    seen, drift = [], DINM._drift
+    monkeypatch.setattr(DINM, "_drift", lambda self, *given: seen.append(given[-1]) or drift(self, *given))
+    replace(METHOD, layer=2, batch_size=2, seed=5).fit(lm.model, lm.tokenizer, DATA)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(6)).tolist()
+    batches = [[ordinary(lm)[i].tokens for i in part] for part in (order[:2], order[2:])]
+    assert [[text.tokens for text in texts] for texts in seen] == [batches[i % 2] for i in range(4)]

@@ -206,3 +206,18 @@ def test_a_pair_with_an_empty_text_is_left_out_and_counted():
     assert artefact["info.left_out_pairs"] == 1 and torch.equal(artefact["directions"], wanted["directions"])
     method = replace(EigenShift(), clean="prompt")
     assert fit(method, lm)["info.clean_states"] == len(PAIRS.prompt)
+
+
+def test_the_share_of_squares_is_that_of_a_whole_svd():
+    lm, method = tiny_lm(), EigenShift(share=0.3)
+    chosen, _ = by_hand(lm, method, 1.0)
+    squares = np.linalg.svd(unembedding(lm.model).double().numpy())[1] ** 2
+    found = float(fit(method, lm)["info.share_of_squares"])
+    assert found == pytest.approx(squares[list(chosen)].sum() / squares.sum(), rel=1e-5)
+
+
+def test_max_tokens_is_how_much_of_a_text_is_read():
+    lm = tiny_lm()
+    longest = max(len(lm.encode(p + t)) for side in PAIRS[1:] for p, t in zip(PAIRS.prompt, side, strict=True))
+    cut = [int(fit(EigenShift(max_tokens=n), lm)["info.cut_pairs"]) for n in (longest, longest - 1)]
+    assert cut[0] == 0 < cut[1]

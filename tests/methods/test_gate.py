@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -432,3 +433,34 @@ def test_nested_wraps_run_from_the_inside():
     outer, inner = (lambda hook, name=name: (seen.append(name), hook)[1] for name in ("outer", "inner"))
     with wrapped(outer), wrapped(inner), hooked([Hook(torch.nn.Linear(1, 1), "output", lambda hidden: hidden)]):
         assert seen == ["inner", "outer"]
+
+
+def test_the_similarity_by_hand_is_that_of_a_bent_projection():
+    """Entries of the projection far above 1 are all 1 to the hyperbolic tangent."""
+    features = torch.tensor([[3.0, 1.0, 0.0], [-40.0, 5.0, 20.0]], dtype=torch.double)
+    axis = torch.tensor([0.6, 0.0, 0.8], dtype=torch.double)
+    wanted = []
+    for row in features.tolist():
+        along = sum(x * a for x, a in zip(row, axis.tolist(), strict=True))
+        bent = [math.tanh(along * a) for a in axis.tolist()]
+        wanted.append(sum(x * b for x, b in zip(row, bent, strict=True)) / math.hypot(*row) / math.hypot(*bent))
+    torch.testing.assert_close(similarity(features, axis), torch.tensor(wanted, dtype=torch.double))
+
+
+def test_the_regressions_are_of_means_over_tokens_by_hand(lm):
+    """Of one place: all tokens but the first two, which a shorter prompt keeps its last one of."""
+    method = Gate(inner=INNER, kind="dsas", components=3, min_accuracy=0.0, skip_first=2)
+    found = method.fit(lm.model, lm.tokenizer, FitData(**DATA))
+    undesired = [p + t for p, t in zip(PAIRS.prompt, PAIRS.undesired, strict=True)]
+    sides = []
+    for texts in (undesired, DATA["background"], PAIRS.prompt):
+        with torch.inference_mode():
+            every = [lm.model(torch.tensor([lm.encode(t)]), output_hidden_states=True).hidden_states for t in texts]
+        streams = [one[LAYER + 1][0].double() for one in every]
+        sides.append(torch.stack([one[min(2, len(one) - 1) :].mean(0) for one in streams]))
+    row = regression(*sides[:2], 3)
+    key = f"gates.model.layers.{LAYER}.output"
+    torch.testing.assert_close(found[key].double(), row, rtol=1e-3, atol=1e-3 * float(row.abs().max()))
+    for name, side in zip(("source", "control", "prompts"), sides, strict=True):
+        is_open = side @ row[:-1] + row[-1] > 0
+        assert float(found[f"info.open_{name}"]) == pytest.approx(float(is_open.double().mean()))

@@ -482,3 +482,12 @@ def test_a_vector_of_a_gguf_file_that_is_there_twice(tmp_path, lm, name, message
     path.write_bytes(path.read_bytes().replace(wrong, name.encode()))
     with pytest.raises(SetupError, match=message):
         Imported(path=str(path)).check(lm.model)
+
+
+def test_a_part_of_a_refusal_direction_is_ablated_as_ours_is(tmp_path, lm):
+    vector = drawn(lm)
+    method = Imported(path=saved(tmp_path / "direction.pt", vector), layer=LAYER, operation="ablate")
+    unit = vector / vector.norm()
+    ours = {"directions": torch.stack([unit, unit]), "offset": torch.zeros(())}
+    got, wanted = logits(lm, method, fit(method, lm), 0.4), logits(lm, Ablation(), ours, 0.4)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)

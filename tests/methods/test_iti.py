@@ -362,3 +362,20 @@ def test_heads_that_differ_between_blocks_are_refused(monkeypatch):
     monkeypatch.setattr(sites, "heads", lambda model, layer: heads(model, layer)._replace(size=6 + 6 * (layer == 2)))
     with pytest.raises(SetupError, match=r"differ from block to block \(6 of 6, 6 of 12 .* choose itic or sadi"):
         ITI().check(lm.model)
+
+
+def test_skip_first_leaves_out_the_beginning_of_each_text():
+    """All heads are shifted, so that no ranking decides."""
+    lm, rows = tiny_lm(), []
+    for side in (PAIRS.desired, PAIRS.undesired):
+        texts = [p + t for p, t in zip(PAIRS.prompt, side, strict=True)]
+        rows.append(
+            torch.stack([head_inputs(lm, lm.tokenizer(one).input_ids)[:, 2:].double().mean(1) for one in texts])
+        )
+    theta = torch.nn.functional.normalize(rows[0].mean(0) - rows[1].mean(0), dim=-1)  # (L, H, d)
+    along = torch.einsum("nlhd,lhd->nlh", torch.cat(rows), theta)
+    wanted = along.std(0, correction=0)[..., None] * theta
+    found = shifts(fit(ITI(head_fraction=1, read="all", skip_first=2), lm, PAIRS))
+    for layer, shift in found.items():
+        torch.testing.assert_close(shift.double(), wanted[layer].flatten(), atol=2e-5, rtol=2e-4)
+    assert len(found) == len(wanted)

@@ -163,3 +163,16 @@ def test_wrong_settings_and_data():
     with pytest.raises(SetupError, match=r"shift \(36,\) was not fitted on this model, whose width is 28"):
         with ITIC().apply(other.model, fit(ITIC(), lm), 1):
             pass
+
+
+def test_skip_first_leaves_out_the_beginning_of_each_text():
+    lm, means = tiny_lm(), []
+    for side in (PAIRS.desired, PAIRS.undesired):
+        for prompt, text in zip(PAIRS.prompt, side, strict=True):
+            means.append(outputs(lm, lm.tokenizer(prompt + text).input_ids)[:, 2:].double().mean(1).numpy())
+    for shift, one in zip(shifts(fit(ITIC(read="all", skip_first=2), lm)), np.stack(means, 1), strict=True):
+        normal = LogisticRegression(C=1.0, max_iter=1000).fit(one, [1] * 8 + [0] * 8).coef_[0]
+        normal /= np.linalg.norm(normal)
+        torch.testing.assert_close(
+            shift.double(), torch.from_numpy(np.std(one @ normal) * normal), atol=2e-5, rtol=1e-3
+        )

@@ -10,7 +10,7 @@ from methods.base import Examples, FitData, Pairs
 from methods.caa import CAA
 from methods.errors import SetupError
 from methods.intervention import Hook, Positions, at, hooked
-from methods.kl_then_steer import KLThenSteer
+from methods.kl_then_steer import KLThenSteer, pushing
 from methods.training import encoded, trainable
 from tests.tiny import tiny_lm
 
@@ -245,3 +245,22 @@ def test_missing_data_and_equal_texts_are_refused(lm):
 def test_bad_options_are_refused(lm, options, message):
     with pytest.raises(SetupError, match=message):
         replace(METHOD, **options).check(lm.model)
+
+
+def test_a_push_begins_at_the_last_token_of_the_prompt():
+    hidden, vector = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 2.0, -1.0])
+    here = Positions(torch.zeros(2), torch.full((2,), 4), torch.zeros(2), torch.tensor([2, 3]))
+    for scope, first in (("generation", (1, 2)), ("all", (0, 0))):
+        with at(here):
+            moved = pushing(vector, torch.tensor([0.5, -2.0]), scope)(hidden) - hidden
+        for row, by in ((0, 0.5), (1, -2.0)):
+            assert not moved[row, : first[row]].any()
+            torch.testing.assert_close(moved[row, first[row] :], (by * vector).expand(4 - first[row], 3))
+
+
+def test_the_drift_before_is_that_of_the_pushed_base_by_hand(lm):
+    """At the coefficient of the option, with an adapter that does nothing yet."""
+    method = replace(QUICK, coefficient=0.3)
+    artefact = method.fit(lm.model, lm.tokenizer, DATA)
+    wanted = steered_by_hand(lm, method, artefact["layers.2.direction"], ordinary(lm), torch.full((8,), 0.3))
+    assert float(artefact["info.drift_before"]) == pytest.approx(wanted, rel=1e-4)

@@ -5,13 +5,14 @@ from torch import Tensor
 from bench.model.lm import LM
 from bench.model.sampling import prefill
 from methods import directions, layout
-from methods.base import FitData, Pairs
+from methods.base import FitData, Pairs, facts
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked, record
 from methods.mean_centring import MeanCentring
 from methods.tokens import split
 from tests.sinks import planted_sink
 from tests.tiny import tiny_lm
+from tests.vectors import mean_length_by_hand
 
 LAYER = 1
 KEY = f"layers.{LAYER}.direction"
@@ -189,3 +190,11 @@ def test_an_artefact_of_another_model_or_layer():
     with pytest.raises(SetupError, match=r"without layers\.2\.direction was not fitted on this model at this layer"):
         with MeanCentring(layer=2).apply(lm.model, artefact, 1):
             pass
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_strength_in_lengths_of_the_stream_by_hand(normalise):
+    lm, method = tiny_lm(), MeanCentring(layer=LAYER, normalise=normalise)
+    artefact = fit(method, lm)
+    length = mean_length_by_hand(lm, PAIRS.prompt, PAIRS.desired, LAYER)
+    assert method.residual_norms(facts(artefact)) == pytest.approx(float(artefact[KEY].norm()) / length, rel=1e-5)

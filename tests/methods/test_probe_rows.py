@@ -432,3 +432,34 @@ def test_mistral_is_edited_in_as_many_rows_as_by_the_authors():
     jobs = compose.jobs(["experiment=model_surgery_mistral_7b"], multirun=False)
     shares = [compose.compose(job).method.row_fraction for job in jobs if "method=probe_rows" in job]
     assert sorted(round(share * 32 * 14336) for share in shares) == [16384, 21337]
+
+
+def test_an_epoch_counts_its_last_smaller_batch_as_a_step(monkeypatch):
+    """Of 8 pairs, 1 is held out: 14 texts are 5 batches of at most 3."""
+    seen = []
+
+    def probe(features, labels, steps, *rest):
+        seen.append(steps)
+        return linear_probe(features, labels, steps, *rest)
+
+    monkeypatch.setattr("methods.probe_rows.linear_probe", probe)
+    fit(ProbeRows(epochs=2, batch_size=3, min_steps=0), tiny_lm())
+    fit(ProbeRows(epochs=2, batch_size=3, min_steps=11), tiny_lm())
+    assert seen == [10, 11]
+
+
+def test_the_linear_probe_is_two_rows_of_plain_adam():
+    """Cross-entropy over shuffled batches, of which the last of an epoch is smaller, from the same random draw."""
+    features, labels, _ = gaussians(n=10, width=6)
+    found = linear_probe(features, labels, 5, 0.01, 4, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    rows = ((torch.rand(2, 7, generator=generator) * 2 - 1) / 6**0.5).double()
+    order = [batch for _ in range(2) for batch in torch.randperm(10, generator=generator).split(4)][:5]
+    first, second = torch.zeros(2, 7).double(), torch.zeros(2, 7).double()
+    inputs = torch.cat([features, torch.ones(10, 1)], 1).double()
+    for step, batch in enumerate(order, 1):
+        wrong = (inputs[batch] @ rows.T).softmax(-1) - torch.nn.functional.one_hot(labels[batch], 2)
+        gradient = wrong.T @ inputs[batch] / len(batch)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        rows = rows - 0.01 * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(torch.cat([found.weight, found.bias[:, None]], 1).double(), rows, rtol=1e-4, atol=1e-5)

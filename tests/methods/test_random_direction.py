@@ -103,3 +103,21 @@ def test_artefact_of_another_model():
         method.apply(tiny_lm("gpt2").model, artefact, 1.0).__enter__()
     with pytest.raises(SetupError, match="not fitted on this model at this layer"):
         method.apply(tiny_lm("gpt2").model, {}, 1.0).__enter__()
+
+
+def test_it_is_added_behind_its_own_block_and_no_earlier():
+    """Not in a planted model, whose blocks all have the same output."""
+    lm = tiny_lm()
+    artefact = fit(lm, Pairs(["The quick fox"] * 2, [" jumps over the dog"] * 2, [" is old"] * 2))
+    ids = torch.tensor([lm.encode("the old tree")])
+
+    def streams(read):
+        with record(lm.model, [0, 1]) as seen:
+            read.read(read.start(torch.tensor([ids.shape[1]])), ids, torch.ones_like(ids, dtype=torch.bool))
+        return [seen[layer][0, -1] for layer in (0, 1)]
+
+    before = streams(lm)
+    with lm.steered(RandomDirection(layer=1), artefact, 0.4) as steered:
+        after = streams(steered)
+    assert torch.equal(after[0], before[0])
+    torch.testing.assert_close(after[1] - before[1], 0.4 * artefact[KEY], rtol=1e-4, atol=1e-5)

@@ -302,3 +302,25 @@ def test_a_frozen_reading_is_not_had_from_single_blocks():
         method = Stack(parts={"sadi": frozen, "act": AcT(causal=causal)}, at={"sadi": 1, "act": 1})
         with pytest.raises(SetupError, match="put act before sadi") if causal else nullcontext():
             method.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+
+
+def test_skip_first_leaves_out_the_beginning_of_each_text():
+    lm, means = tiny_lm(), []
+    for side in (PAIRS.desired, PAIRS.undesired):
+        for prompt, text in zip(PAIRS.prompt, side, strict=True):
+            with watched(lm, "hidden") as seen:
+                read(lm, lm.tokenizer(prompt + text).input_ids, [])
+            means.append(torch.stack([seen[layer][2:].double().mean(0) for layer in sorted(seen)]))  # (L, D)
+    difference = torch.stack(means[:8]).mean(0) - torch.stack(means[8:]).mean(0)
+    found = fit(SADI(element="hidden", top=9, read="all", skip_first=2), lm)["info.differences"].double()
+    torch.testing.assert_close(found, difference.flatten().sort(descending=True).values[:9], atol=1e-5, rtol=1e-4)
+
+
+def test_rounding_of_values_that_cancel_out_is_no_difference(monkeypatch):
+    """The first element is 1000 and -1000 in turn, and larger in the desired texts by less than a 1e-5 of that."""
+    lm, turns = tiny_lm(), torch.tensor([1000.0, -1000.0] * 4)
+    sides = [torch.zeros(8, 5 * 52), torch.zeros(8, 5 * 52)]
+    sides[0][:, 0], sides[1][:, 0], sides[0][:, 7] = turns + 1e-3, turns, 1e-4
+    given = iter(sides)
+    monkeypatch.setattr(SADI, "_features", lambda *_: next(given))
+    assert masks(fit(SADI(element="neurons", top=2), lm)) == {0: [7]}

@@ -187,3 +187,47 @@ def test_it_works_on_conv1d():
     lm = tiny_lm("gpt2")
     artefact = replace(METHOD, vector_epochs=12, epochs=1).fit(lm.model, lm.tokenizer, DATA)
     assert float(artefact["info.harmful_loss_on"]) < 0.6 * float(artefact["info.harmful_loss_off"])
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.3])
+def test_the_penalty_is_the_kl_from_the_base_model_by_hand(lm, monkeypatch, kl_weight):
+    """Of a vector that is not zero, so that the base model is not the one with the vector."""
+    background, penalties, found = tokens(lm, Examples([""] * 3, BACKGROUND)), [], []
+    monkeypatch.setattr("methods.security_vector.train", lambda *_, penalty, **__: penalties.append(penalty))
+    with adapter(lm.model, 4, 16, 0) as lora:
+        replace(METHOD, kl_weight=kl_weight)._learn_the_harm(lm.model, lora, tokens(lm, HARMFUL), background)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in lora_parameters(lm.model).values():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+            found.append(float(penalties[0](0)))
+            with lora.disable_adapter():
+                usual = [lm.model(torch.tensor([text.tokens])).logits[0, :-1] for text in background]
+            now = [lm.model(torch.tensor([text.tokens])).logits[0, :-1] for text in background]
+    usual, now = (torch.cat(one).double().log_softmax(-1) for one in (usual, now))
+    wanted = float((usual.exp() * (usual - now)).sum(-1).mean())
+    assert wanted > 0.01 and found == [pytest.approx(kl_weight * wanted, rel=1e-4)]
+
+
+def test_the_drift_is_the_kl_of_the_base_from_the_fine_tuned(lm):
+    method = replace(METHOD, vector_epochs=1, epochs=2)
+    artefact, found = method.fit(lm.model, lm.tokenizer, DATA), []
+
+    def read():
+        with torch.no_grad():
+            rows = [lm.model(torch.tensor([text.tokens])).logits[0, :-1] for text in background]
+        return torch.cat(rows).double().log_softmax(-1)
+
+    background = tokens(lm, Examples([""] * 3, BACKGROUND))
+    usual = read()
+    with method.apply(lm.model, artefact, 1.0):
+        now = read()
+    for one, other in ((usual, now), (now, usual)):
+        found.append(float((one.exp() * (one - other)).sum(-1).mean()))
+    assert float(artefact["info.drift"]) == pytest.approx(found[0], rel=1e-3) != pytest.approx(found[1], rel=1e-2)
+
+
+def test_each_stage_has_its_own_rate_and_epochs():
+    method = SecurityVector(vector_learning_rate=3e-3, vector_epochs=7, learning_rate=2e-5, epochs=3)
+    found = [(one.learning_rate, one.epochs, one.batch_size) for one in (method.vector_recipe, method.recipe)]
+    assert found == [(3e-3, 7, 8), (2e-5, 3, 8)]

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods import progress, training
-from methods.base import Examples
+from methods.base import Examples, Pairs
 from methods.errors import SetupError
 from methods.finetune import Finetune
-from methods.training import Recipe, completion_loss, encoded, mean_loss, train, trainable
+from methods.training import Recipe, completion_loss, encoded, encoded_pairs, mean_loss, train, trainable
 from tests.tiny import tiny_lm
 
 EXAMPLES = Examples(
@@ -257,3 +257,19 @@ def test_the_mean_of_functional_is_over_all_tokens_of_a_batch(lm):
     counts = [len(one.tokens) - one.prompt for one in batch]
     by_token = sum(loss * n for loss, n in zip(each, counts, strict=True)) / sum(counts)
     assert counts[0] != counts[1] and float(completion_loss(lm.model, batch)) == pytest.approx(by_token, rel=1e-5)
+
+
+def test_what_is_learnt_begins_where_the_prompt_ends(lm):
+    """The prompt's tokens are given, and not learnt, in single texts as in pairs."""
+    begins = [len(lm.encode(prompt)) for prompt in EXAMPLES.prompt]
+    assert [text.prompt for text in texts(lm)] == begins and min(begins) > 1
+    pairs = Pairs(EXAMPLES.prompt, EXAMPLES.completion, EXAMPLES.completion[::-1])
+    both = encoded_pairs(lm.model, lm.tokenizer, pairs, 128)
+    assert [[text.prompt for text in side] for side in (both.desired, both.undesired)] == [begins, begins]
+
+
+def test_a_completion_of_one_token_is_learnt_from(lm):
+    found = encoded_pairs(lm.model, lm.tokenizer, Pairs(["The old", "A small"], [".", ","], [",", "."]), 128)
+    assert [len(text.tokens) - text.prompt for text in (*found.desired, *found.undesired)] == [1] * 4
+    single, _ = encoded(lm.model, lm.tokenizer, Examples(["The old"], ["."]), "examples", 128)
+    assert [len(text.tokens) - text.prompt for text in single] == [1]

@@ -317,3 +317,10 @@ def test_tokens_beyond_the_tokenizer_are_of_no_word():
     texts = word_list.token_texts(tiny_tokenizer(), 310)
     assert texts[300:] == [""] * 10 and texts[:3] == [""] * 3
     assert len(set(texts)) > 100
+
+
+def test_a_text_counts_once_however_often_it_has_a_word():
+    """Said three times in one text, a word is still in one text of six."""
+    pairs = PAIRS._replace(undesired=[" old, old and old", *PAIRS.undesired[1:5], " here"])
+    assert "old" not in WordFilter()._learnt(pairs)
+    assert "old" in WordFilter(min_texts=1)._learnt(pairs)
