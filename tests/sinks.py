@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.model.lm import LM
 from methods import layout
 from methods.base import Pairs
-from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 SINK_NORM = 100.0
 ORDINARY_NORM = 0.1  # of what is neither sink nor direction; the direction itself has norm 1
@@ -32,9 +32,11 @@ class Planted(NamedTuple):
     sink: Tensor
 
 
-def planted_sink(architecture: str = "llama", seed: int = 0, sink_norm: float = SINK_NORM, count: int = 24) -> Planted:
+def planted_sink(
+    architecture: str = "llama", seed: int = 0, sink_norm: float = SINK_NORM, count: int = 24, blocks: int | None = None
+) -> Planted:
     """A model (llama or gpt2) whose first token is a sink, and pairs that differ in one planted direction."""
-    model, tokenizer = tiny_model(architecture, seed), tiny_tokenizer("prepend")
+    model, tokenizer = tiny_model(architecture, seed, blocks), tiny_tokenizer("prepend")
     generator = torch.Generator().manual_seed(seed)
     embedding = model.get_input_embeddings().weight  # (V, D)
     width = embedding.shape[1]
@@ -47,7 +49,7 @@ def planted_sink(architecture: str = "llama", seed: int = 0, sink_norm: float = 
         embedding.copy_(new)
         if architecture == "gpt2":
             model.get_submodule("transformer.wpe").weight.mul_(WRITERS)  # a position writes as well
-        for layer in range(CONFIGS[architecture].num_hidden_layers):
+        for layer in range(len(layout.blocks(model))):
             layout.value_matrix(model, layer).parameter.mul_(WRITERS)
             layout.stream_rows(model, layer, "o").parts[0].parameter.mul_(WRITERS)
     lm = LM(model, tokenizer, {"tiny": architecture, "sink": sink_norm})

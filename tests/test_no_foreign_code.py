@@ -33,7 +33,7 @@ from bench.scorers import toxic_comment
 from bench.scorers.hf_classifier import HFClassifier
 from bench.selftest.__main__ import main as selftest
 from methods.errors import SetupError
-from tests.run.test_smoke import arguments, world  # noqa: F401  # a fixture
+from tests.run.test_smoke import arguments, finished, world  # noqa: F401  # a fixture
 from tests.scorers.test_hf_classifier import bert
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -180,7 +180,7 @@ def test_a_folder_that_the_user_names_counts_for_that_run_alone(tmp_path):
 def judged(world, tmp_path_factory):  # noqa: F811
     results = tmp_path_factory.mktemp("judged")
     given = arguments(world, results, "method=unsteered,caa", "strength=2", "suite=[rtp,fluency]")
-    assert main([one for one in given if not one.startswith("suite.capability")]) == 0
+    finished([one for one in given if not one.startswith("suite.capability")])
     return results
 
 
@@ -223,7 +223,8 @@ HOSTILE = {
 
 @pytest.mark.every(4)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_record_builds_nothing_that_is_not_ours(world, results, ran, name, capsys):  # noqa: F811
+def test_a_record_builds_nothing_that_is_not_ours(world, results, ran, name, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("bench.report.images.begin", lambda *_: [])  # figures are of tables, which are built below
     path = edited(results, settings=HOSTILE[name](ran))
     assert rescore(["scorer=[profanity_check,vader]", *where(world, results)]) == 1  # the other records go on
     assert f"record {path.name} skipped: its settings are refused" in capsys.readouterr().err
@@ -254,6 +255,7 @@ def test_an_interpolation_in_a_record_is_a_text():
     assert suite.template == "${oc.env:HOME} {prompt}"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("inside", ["../../escaped", "/tmp/escaped", "0123456789ab", "", None, 5])
 def test_a_record_of_another_id_is_skipped_and_not_written_to(world, results, inside, capsys):  # noqa: F811
     path = edited(results, id=inside, tuning={"chosen": 1})

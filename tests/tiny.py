@@ -95,10 +95,15 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A fresh random model, the same for the same seed; weights are larger than usual, so that it has opinions."""
+def tiny_model(architecture: str = "llama", seed: int = 0, blocks: int | None = None) -> PreTrainedModel:
+    """A fresh random model, the same for the same seed; weights are larger than usual, so that it has opinions.
+
+    blocks: fewer than usual, where the depth does not matter.
+    """
+    config = copy.deepcopy(CONFIGS[architecture])
+    config.num_hidden_layers = blocks or config.num_hidden_layers
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture])).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -107,6 +112,6 @@ def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def tiny_lm(architecture: str = "llama", seed: int = 0, bos: str = "prepend") -> LM:
+def tiny_lm(architecture: str = "llama", seed: int = 0, bos: str = "prepend", blocks: int | None = None) -> LM:
     """Model and tokenizer together."""
-    return LM(tiny_model(architecture, seed), tiny_tokenizer(bos), {"tiny": architecture, "seed": seed})
+    return LM(tiny_model(architecture, seed, blocks), tiny_tokenizer(bos), {"tiny": architecture, "seed": seed})

@@ -97,7 +97,7 @@ def composed_once(monkeypatch):
 
 @pytest.mark.usefixtures("composed_once")
 @pytest.mark.parametrize(
-    "names", [[*EXPERIMENTS][::-27], pytest.param([*EXPERIMENTS], marks=pytest.mark.slow)], ids=["some", "all"]
+    "names", [[*EXPERIMENTS][1::13], pytest.param([*EXPERIMENTS], marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_it_validates_and_each_published_figure_is_of_one_cell(names):
     assert [told for experiment in names for told in wrong_cells(experiment)] == []

@@ -31,7 +31,7 @@ from bench.selftest.subject import Subject
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from tests.methods.test_contract import DATA
-from tests.run.test_smoke import arguments, world  # noqa: F401  # a fixture
+from tests.run.test_smoke import arguments, without_figures, world  # noqa: F401  # fixtures
 from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "plugin"
@@ -327,6 +327,7 @@ def test_a_class_of_another_package_changes_every_id(world, tmp_path):  # noqa: 
     assert Mixture(parts={"a": twin(part)}).identity() != Mixture(parts={"a": part}).identity()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_cell_with_its_method_scorer_and_suite(sample, world, tmp_path, capsys):  # noqa: F811
     command = arguments(world, tmp_path, "method=unsteered,unigram_bias", "strength=2", "suite=[rtp,letters]")
     command[command.index("scorer=[profanity_check]")] = "scorer=[profanity_check,word_list]"

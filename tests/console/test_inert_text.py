@@ -70,41 +70,41 @@ def blank(text: str) -> str:
 # -- each format ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
-def test_nothing_is_hidden(text):
-    assert not CONTROL.search(visible(text)) and "\n" not in visible(text)
+def test_nothing_is_hidden():
+    for text in PAYLOADS:
+        assert not CONTROL.search(visible(text)) and "\n" not in visible(text)
     assert visible("a\nb\tc", lines=True) == "a\nb c" and visible("\x1b \u202e \ud800") == r"\x1b \u202e \ud800"
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
 @pytest.mark.parametrize(
     "frame", ["{}", "- {}", "## {}", "**{}**", "line  \n{}", "| head | x |\n| --- | --- |\n| {} | x |"]
 )
-def test_markdown_shows_the_text_alone(text, frame):
+def test_markdown_shows_the_text_alone(frame):
     def kinds(tokens):
         found = [one for token in tokens for one in (token, *(token.children or [])) if one.content != "<!-- -->"]
         return [one.type for i, one in enumerate(found) if one.type != "text" or found[i - 1].type != "text"]
 
-    plain, found = (GFM.parse(frame.format(one)) for one in ("word", escape.markdown(text) or "word"))
-    assert kinds(found) == kinds(plain)
-    texts = [
-        "".join(one.content for one in token.children).replace("<!-- -->", "")
-        for token in found
-        if token.type == "inline"
-    ]
-    assert any(blank(one).removeprefix("line") == (blank(visible(text)) or "word") for one in texts)
+    for text in PAYLOADS:
+        plain, found = (GFM.parse(frame.format(one)) for one in ("word", escape.markdown(text) or "word"))
+        assert kinds(found) == kinds(plain)
+        texts = [
+            "".join(one.content for one in token.children).replace("<!-- -->", "")
+            for token in found
+            if token.type == "inline"
+        ]
+        assert any(blank(one).removeprefix("line") == (blank(visible(text)) or "word") for one in texts)
 
 
 @pytest.mark.every(3)
-@pytest.mark.parametrize("text", PAYLOADS)
 @pytest.mark.parametrize("frame", ["{}", "x {} y", "- ({})", "**{}**", "_{}_", "| head |\n| --- |\n| {} |"])
-def test_github_makes_no_link_of_the_text(text, frame):
+def test_github_makes_no_link_of_the_text(frame):
     github = cmarkgfm.github_flavored_markdown_to_html
     assert github("me@evil.com www.x.y https://x.y").count("<a ") == 3
-    html = github(frame.format(escape.markdown(text) or "word"), cmark.Options.CMARK_OPT_UNSAFE)
-    assert "<a " not in html
-    shown = unescape(re.sub("<[^>]*>", "", html.replace("<!-- -->", "")))
-    assert blank(visible(text)) in blank(shown)
+    for text in PAYLOADS:
+        html = github(frame.format(escape.markdown(text) or "word"), cmark.Options.CMARK_OPT_UNSAFE)
+        assert "<a " not in html
+        shown = unescape(re.sub("<[^>]*>", "", html.replace("<!-- -->", "")))
+        assert blank(visible(text)) in blank(shown)
 
 
 def test_what_cannot_be_seen_is_written_out():
@@ -135,23 +135,22 @@ def test_a_markdown_table_is_escaped_and_aligned():
     assert escape.markdown_table(["x", "n"], [], left=1) == ["| x | n |", "| --- | ---: |"]
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
-def test_code_in_markdown_is_one_piece_of_code(text):
-    tokens = GFM.parse(f"before {escape.code(text)} behind")
-    (inline,) = (token for token in tokens if token.type == "inline")
-    shown = [one.content for one in inline.children if one.type == "code_inline"]
-    assert len(tokens) == 3 and [blank(one) for one in shown] == ([blank(visible(text))] if text else [])
+def test_code_in_markdown_is_one_piece_of_code():
+    for text in PAYLOADS:
+        tokens = GFM.parse(f"before {escape.code(text)} behind")
+        (inline,) = (token for token in tokens if token.type == "inline")
+        shown = [one.content for one in inline.children if one.type == "code_inline"]
+        assert len(tokens) == 3 and [blank(one) for one in shown] == ([blank(visible(text))] if text else [])
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
-def test_latex_has_no_command_of_the_text(text):
-    written = escape.latex(text)
-    known = set(escape.LATEX.values()) | {"--"}
-    parts = re.split("(" + "|".join(map(re.escape, sorted(known, key=len, reverse=True))) + ")", written)
-    rest = "".join(part for part in parts if part not in known)
-    assert not re.search(r"[\\{}$&#^_~%\[\]*\n\r`|<>]", rest)
-    back = {value: key for key, value in escape.LATEX.items()} | {"{}": ""}
-    assert "".join(back.get(part, part) for part in parts) == visible(text)
+def test_latex_has_no_command_of_the_text():
+    known, back = set(escape.LATEX.values()) | {"--"}, {value: key for key, value in escape.LATEX.items()} | {"{}": ""}
+    for text in PAYLOADS:
+        written = escape.latex(text)
+        parts = re.split("(" + "|".join(map(re.escape, sorted(known, key=len, reverse=True))) + ")", written)
+        rest = "".join(part for part in parts if part not in known)
+        assert not re.search(r"[\\{}$&#^_~%\[\]*\n\r`|<>]", rest)
+        assert "".join(back.get(part, part) for part in parts) == visible(text)
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
@@ -162,25 +161,25 @@ def test_latex_is_set(tmp_path):
     subprocess.run(["pdflatex", "-halt-on-error", "-no-shell-escape", "page.tex"], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
-def test_a_terminal_prints_the_text(text):
-    out = io.StringIO()
-    Console(file=out, force_terminal=True, soft_wrap=True).print(escape.terminal(text, "bold red"))
-    assert COLOURS.sub("", out.getvalue()).removesuffix("\n") == visible(text)
+def test_a_terminal_prints_the_text():
+    for text in PAYLOADS:
+        out = io.StringIO()
+        Console(file=out, force_terminal=True, soft_wrap=True).print(escape.terminal(text, "bold red"))
+        assert COLOURS.sub("", out.getvalue()).removesuffix("\n") == visible(text)
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
-def test_a_string_of_python_holds_the_text(text):
-    assert ast.literal_eval(f'"{escape.literal(text)}"') == text.replace("\r\n", " ").replace("\n", " ").replace(
-        "\t", " "
-    )
+def test_a_string_of_python_holds_the_text():
+    for text in PAYLOADS:
+        shown = text.replace("\r\n", " ").replace("\n", " ").replace("\t", " ")
+        assert ast.literal_eval(f'"{escape.literal(text)}"') == shown
 
 
-@pytest.mark.parametrize("text", [*PAYLOADS, "..", ".", "../../etc/passwd", "/root", "org/name"])
-def test_a_file_name_is_one_part_of_a_path(text, tmp_path):
-    name = escape.file_name(text)
-    (tmp_path / name).write_text("x")
-    assert (tmp_path / name).parent == tmp_path and [path.name for path in tmp_path.iterdir()] == [name]
+def test_a_file_name_is_one_part_of_a_path(tmp_path):
+    for text in [*PAYLOADS, "..", ".", "../../etc/passwd", "/root", "org/name"]:
+        name = escape.file_name(text)
+        (tmp_path / name).write_text("x")
+        assert (tmp_path / name).parent == tmp_path and [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
     assert escape.file_name("org/name-1.2B", "--") == "org--name-1.2B"
 
 
@@ -348,15 +347,15 @@ def raised(message: str) -> None:
     raise SetupError(message)
 
 
-@pytest.mark.parametrize("text", PAYLOADS)
-def test_messages_are_printed_as_they_are(text, capsys, monkeypatch):
+def test_messages_are_printed_as_they_are(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert command.run(raised, text) == 2
-    tell([runner.Failure(text, f"ValueError: {text}", Path("/x"), setup=False)])
-    error = COLOURS.sub("", capsys.readouterr().err)
-    assert not CONTROL.search(error.replace("\n", ""))
-    assert visible(text, lines=True).replace("\n", "\nerror: ") in error and "failed: " in error
-    assert all(line.startswith(("error:", "failed:", "  ")) for line in error.splitlines())
+    for text in PAYLOADS:
+        assert command.run(raised, text) == 2
+        tell([runner.Failure(text, f"ValueError: {text}", Path("/x"), setup=False)])
+        error = COLOURS.sub("", capsys.readouterr().err)
+        assert not CONTROL.search(error.replace("\n", ""))
+        assert visible(text, lines=True).replace("\n", "\nerror: ") in error and "failed: " in error
+        assert all(line.startswith(("error:", "failed:", "  ")) for line in error.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -428,28 +427,28 @@ def test_other_tables_are_inert_as_well(tmp_path):
 # -- other writers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [one for one in PAYLOADS if one.strip()])
-def test_the_card_of_an_export_holds_the_names(text):
+def test_the_card_of_an_export_holds_the_names():
     from bench.export import __main__ as export
     from bench.export import gguf, lm_eval, peft
 
-    steered = SimpleNamespace(base=text, revision="0" * 40)
-    facts = {"method": {"name": text}, "base": {"name": text, "bos": text, "chat": False}, "strength": 1.0,
-             "strength_unit": text, "format": "peft", "largest_logit_difference": 0.0,
-             "licence": f"From {text}."}  # fmt: skip
-    tokens = GFM.parse(export._readme(facts, export._use(peft, steered, text, escape.literal)))
-    blocks = [token.type for token in tokens if token.level == 0 and not token.type.endswith("_close")]
-    assert blocks == ["heading_open", "paragraph_open", "fence", "bullet_list_open"]
-    (program,) = (token.content for token in tokens if token.type == "fence")
-    called = {node.func.attr for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)}
-    assert called == {"from_pretrained"}
-    loaded = [node.value for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Constant)]
-    assert text != visible(text) or text in loaded
-    for module in (lm_eval, gguf):
-        line = export._use(module, steered, text, export._quoted)
-        assert "\n" not in line and not CONTROL.search(line)
-        words = shlex.split(line, comments=True)
-        assert words[0] in ("lm-eval", "llama-cli") and any(visible(text) in word for word in words)
+    for text in filter(str.strip, PAYLOADS):
+        steered = SimpleNamespace(base=text, revision="0" * 40)
+        facts = {"method": {"name": text}, "base": {"name": text, "bos": text, "chat": False}, "strength": 1.0,
+                 "strength_unit": text, "format": "peft", "largest_logit_difference": 0.0,
+                 "licence": f"From {text}."}  # fmt: skip
+        tokens = GFM.parse(export._readme(facts, export._use(peft, steered, text, escape.literal)))
+        blocks = [token.type for token in tokens if token.level == 0 and not token.type.endswith("_close")]
+        assert blocks == ["heading_open", "paragraph_open", "fence", "bullet_list_open"]
+        (program,) = (token.content for token in tokens if token.type == "fence")
+        called = {node.func.attr for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)}
+        assert called == {"from_pretrained"}
+        loaded = [node.value for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Constant)]
+        assert text != visible(text) or text in loaded
+        for module in (lm_eval, gguf):
+            line = export._use(module, steered, text, export._quoted)
+            assert "\n" not in line and not CONTROL.search(line)
+            words = shlex.split(line, comments=True)
+            assert words[0] in ("lm-eval", "llama-cli") and any(visible(text) in word for word in words)
 
 
 def test_an_export_stays_in_its_folder(tmp_path):

@@ -226,10 +226,17 @@ def cast_gate(lm):
 def test_a_gate_around_a_method_that_is_shut_on_one_text():
     lm = tiny_lm()
     method, artefact = cast_gate(lm)
-    found = set()
-    for threshold in torch.linspace(0, 1, 400).tolist():
+
+    def beyond(threshold: float) -> str | None:
         one = artefact | {"threshold": torch.tensor(threshold), "above": torch.tensor(1.0)}
-        found.add(measure(lm, method, one, 1.0).beyond)
+        return measure(lm, method, one, 1.0).beyond
+
+    low, high = 0.0, 1.0  # below: open on both texts; above: shut on both
+    found = {beyond(low), beyond(high)}
+    for _ in range(12):
+        middle = (low + high) / 2
+        (low, high) = (middle, high) if beyond(middle) == beyond(low) else (low, middle)
+        found.add(beyond(middle))
         if len(found) == 3:
             break
     told = " ".join(sorted(str(one) for one in found))

@@ -202,6 +202,7 @@ def test_strength_zero_is_the_model(form):
 # -- hooks and weights --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("operation", ["ablate", "affine"])
 @pytest.mark.parametrize("eraser", ["orth", "leace"])
 @pytest.mark.parametrize("name", FOLDING)

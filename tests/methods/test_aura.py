@@ -97,6 +97,7 @@ def test_auroc_of_special_units():
 # -- the fit -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize(("read", "skip_first"), [("continuation", 1), ("all", 0), ("all", 2)])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "phi3"])
 def test_factors_are_those_of_the_formula(architecture, read, skip_first):

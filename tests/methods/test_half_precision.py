@@ -28,7 +28,7 @@ def made(name):
 
 
 def in_half(dtype):
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     lm.model.to(dtype)
     return lm
 

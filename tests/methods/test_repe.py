@@ -45,6 +45,7 @@ def principal(rows: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     return axis * (np.sign(sides) or np.sign(ordered.mean(0) @ axis))
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("read", ["last", "continuation", "all"])
 @pytest.mark.parametrize("center", [False, "shuffle", True])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

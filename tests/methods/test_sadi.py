@@ -134,6 +134,7 @@ def test_a_share_of_the_elements_and_fewer_positive_ones():
     assert fit(SADI(top=1e-6), lm)["info.chosen"] == 1
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
 @pytest.mark.parametrize(

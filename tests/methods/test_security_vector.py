@@ -43,7 +43,7 @@ METHOD = SecurityVector(
 @pytest.fixture(scope="module")
 def lm():
     """A model that can be sure: behind its last norm, a random narrow unembedding tells no token from the others."""
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     with torch.no_grad():
         lm.model.lm_head.weight *= 4
     return lm

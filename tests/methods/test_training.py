@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -16,6 +17,7 @@ EXAMPLES = Examples(
     [" fox jumps over the dog", " water", " bird sings near the river", " work and love", " tree"],
 )
 RECIPE = Recipe(learning_rate=3e-3, epochs=3, batch_size=2, seed=5)
+LONGER = Finetune(learning_rate=3e-3, epochs=3, batch_size=2)
 
 
 @pytest.fixture
@@ -110,13 +112,17 @@ class StoppedError(Exception):
     """Ctrl-C at the worst moment."""
 
 
+@functools.cache
+def undisturbed():
+    """What a training that nobody stops comes to, and how far it says that it is."""
+    model, said = tiny_lm(), list[float]()
+    with progress.listening(said.append):
+        return LONGER.fit(model.model, model.tokenizer, fitting_data()), said
+
+
 def stopped(lm, folder, share):
     """A training that was stopped at this share; what it comes to, how often it says how far it is, and its state."""
-    data, method = fitting_data(), Finetune(learning_rate=3e-3, epochs=3, batch_size=2)
-    everything: list[float] = []
-    with progress.listening(everything.append):
-        whole = method.fit(lm.model, lm.tokenizer, data)
-    read = 0.0
+    (whole, everything), method, read = undisturbed(), LONGER, 0.0
 
     def stop(tokens: float) -> None:
         nonlocal read
@@ -125,7 +131,7 @@ def stopped(lm, folder, share):
             raise StoppedError
 
     with pytest.raises(StoppedError), progress.checkpointing(folder), progress.listening(stop):
-        method.fit(lm.model, lm.tokenizer, data)
+        method.fit(lm.model, lm.tokenizer, fitting_data())
     return method, whole, len(everything), folder / "finetune.safetensors"
 
 

@@ -240,6 +240,7 @@ def every_way(folder):
     ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"x"', "{", DEEP, f'{{"a": {DEEP}}}', b'{"a": "\xe9"}'])
 @pytest.mark.parametrize("name", [*model_folder.OBJECTS, "model.safetensors.index.json"])
 def test_json_that_is_no_object_names_its_file(folder, name, content):

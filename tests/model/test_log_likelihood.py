@@ -98,6 +98,7 @@ def hflm(lm, **kwargs):
     return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=3, backend="causal", **kwargs)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("scope", ["all", "front", "prompt", "generation"])
 @pytest.mark.parametrize("enough", [1 / 8, 0])  # 0: contexts of unlike length are batches of their own

@@ -52,7 +52,7 @@ def data(prompt: str, method) -> FitData:
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     method = learner(name, lm)
     assert len(lm.tokenizer(WORD, add_special_tokens=False).input_ids) == 1
     tail = {"mean_centring": " river", "instruction": " love"}.get(name, " bread and the")  # what it reads as well
@@ -78,7 +78,7 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
 
 @pytest.mark.parametrize("name", CONTRASTING)
 def test_what_differs_is_cut_off(name):
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     method = learner(name, lm)
     same = WORD * 3 * LIMIT
     pairs = Pairs([*SHORT.prompt, "The"], [*SHORT.desired, same + " river"], [*SHORT.undesired, same])
@@ -90,7 +90,7 @@ def test_what_differs_is_cut_off(name):
 @pytest.mark.parametrize("name", CONTRASTING)
 def test_a_pair_of_600_tokens_is_read_whole(name):
     """It was cut at 512 from the right, so that both texts were the same."""
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     lm.model.config.max_position_embeddings = 2048
     method = load(name)
     known = {field.name for field in fields(method)}
@@ -117,7 +117,7 @@ def test_both_texts_of_a_pair_lose_the_same(bos):
 
 
 def test_a_continuation_that_is_too_long_by_itself_loses_its_end():
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     words = lm.tokenizer("The old tree near the river", add_special_tokens=False).input_ids
     ((text, fits), cut) = encode(lm.model, lm.tokenizer, [WORD * 3, ""], ["The old tree near the river", "a"], 5)
     assert cut == 1 and text.tokens == [1, *words[:4]] and text.prompt == 1
@@ -126,7 +126,7 @@ def test_a_continuation_that_is_too_long_by_itself_loses_its_end():
 
 @pytest.mark.parametrize("limit", [0, -5])
 def test_a_limit_below_one_is_refused(limit):
-    lm = tiny_lm()
+    lm = tiny_lm(blocks=3)
     with pytest.raises(SetupError, match=f"method.max_tokens={limit}: expected at least 1"):
         encode(lm.model, lm.tokenizer, ["The old"], [" tree"], limit)
     with pytest.raises(SetupError, match=f"method.max_tokens={limit}: expected at least 1"):

@@ -19,6 +19,7 @@ def generate(lm: LM, prompt: str, new: int) -> list[int]:
     return out[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_greedy_equals_generate(architecture, batch_size):

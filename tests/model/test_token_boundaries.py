@@ -73,7 +73,7 @@ def lm(kind, request):
     made = {"space before": space_before, "over words": over_words}[kind]()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     set_bos(tokenizer, request.param)
-    model = tiny_model()
+    model = tiny_model(blocks=3)
     model.resize_token_embeddings(500)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

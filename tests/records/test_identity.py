@@ -1,9 +1,7 @@
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from bench.config.build import build
 from bench.config.compose import compose
 from bench.config.packed import Packed
 from bench.records.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
@@ -13,8 +11,8 @@ from methods.base import later
 from methods.caa import CAA
 from methods.finetune import Finetune
 from methods.stack import Stack
+from tests.methods.yaml_files import ALL, load
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
     "ablation": "8517c866daae",
     "act": "1a5352e9263b",
@@ -67,9 +65,7 @@ def test_pinned_ids():
 
 def test_pinned_ids_of_methods():
     """Made before methods had a title: neither title nor cite is a hyper-parameter."""
-    found = {path.stem: digest(method_identity(build(compose([f"method={path.stem}"]).method)))
-             for path in CONF.glob("*.yaml")}  # fmt: skip
-    assert found == METHODS
+    assert {name: digest(method_identity(load(name))) for name in ALL} == METHODS
 
 
 def test_what_does_not_change_an_id():

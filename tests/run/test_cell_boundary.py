@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.data.prompts import rtp_prompts
+from bench.data.sources import Sources
 from bench.files import atomic
 from bench.run import cell_model, runner
 from bench.run.cell import Cell
@@ -59,7 +61,7 @@ def methods_done(results: Path) -> set[str]:
 
 def sweep(world: Path, results: Path, *more: str) -> list[str]:
     given = ["method=caa,random_direction", "strength=2", "suite.rtp.prompts=2", "tuning.scorer=profanity_check"]
-    return arguments(world, results, *given, *more)
+    return arguments(world, results, *given, "suite=[rtp]", *more)
 
 
 @pytest.mark.every(10)
@@ -128,9 +130,10 @@ def test_a_full_disk_while_the_failure_itself_is_written(world, tmp_path, monkey
 
 
 def test_on_a_full_disk_no_traceback_is_printed(world, tmp_path, monkeypatch, capsys):
+    rtp_prompts(Sources(mirror=str(world / "mirror"), cache=world / "cache", offline=True), "test", None)  # are cached
     monkeypatch.setattr(CAA, "fit", full)
     monkeypatch.setattr(atomic, "write_whole", full)  # neither can anything else be written
-    assert main(arguments(world, tmp_path, "method=caa", "strength=2", "tuning.scorer=profanity_check")) == 2
+    assert main(arguments(world, tmp_path, "method=caa", "strength=2", "suite=[rtp]")) == 2
     told = capsys.readouterr().err
     assert "results/x: No space left on device; free some space" in told and "Traceback" not in told
 

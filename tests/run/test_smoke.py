@@ -82,8 +82,8 @@ def contents(results: Path) -> dict[str, str]:
 
 
 def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys, monkeypatch):
-    methods = "unsteered,caa,random_direction"
-    assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0
+    methods, few = "unsteered,caa,random_direction", "tuning.trials=2"
+    assert main(arguments(world, tmp_path / "a", f"method={methods}", few)) == 0
     output = capsys.readouterr()
     assert (tmp_path / "a/leaderboard.csv").is_file() and "leaderboard.csv" in output.out + output.err
     assert (tmp_path / "a/figures/tradeoff.png").stat().st_size > 5000
@@ -94,12 +94,12 @@ def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys, monkeypatch
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
 
     monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])  # drawn once, above
-    assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0  # known: computes nothing
+    assert main(arguments(world, tmp_path / "a", f"method={methods}", few)) == 0  # known: computes nothing
     assert "nothing to run" in capsys.readouterr().err
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
 
     backwards = ",".join(reversed(methods.split(",")))  # bit-equal, whatever came before
-    assert main(arguments(world, tmp_path / "b", f"method={backwards}", "suite=[fluency,capability,rtp]")) == 0
+    assert main(arguments(world, tmp_path / "b", f"method={backwards}", few, "suite=[fluency,capability,rtp]")) == 0
     assert contents(tmp_path / "b") == first
 
 
