@@ -345,7 +345,7 @@ def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override
     if isinstance(value, IntervalSweep):
         raise SetupError(
             f"{one.input_line!r} names no values, since only optimisers draw from an interval; list values, as in "
-            f"-m {key}=0,0.5,1, or write {key}=range(0,4); strength=auto chooses a strength by itself"
+            f"-m {key}=VALUE,VALUE; strength=auto chooses a strength by itself"
         )
     if not isinstance(value, Glob):
         return one

@@ -283,7 +283,10 @@ class Capability(Suite[Evaluated]):
         return _one_or_all(found) if found else None
 
     def _sources(self, name: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """Return what a record says about the sources of documents and examples: an entry for each, even of a group."""
+        """Return what a record says about the sources: an entry for the documents, and one for examples from elsewhere.
+
+        A group of tasks has no more entries than one task.
+        """
         found = [one.where for one in asked]
         examples = [where for where in self._examples(name, asked) if where not in found]
         return [_together(several) for several in (found, examples) if several]

@@ -89,7 +89,7 @@ def test_functions_that_list_values():
         ("strength=range(0,nan)", "cannot be counted out"),
         ("add=[method=caa strength=range(2,1)]", "names no value"),
         ("strength=glob(*)", "glob(...) chooses files of a group"),
-        ("strength=interval(0,1)", "only optimisers draw from an interval; list values, as in -m strength=0,0.5,1"),
+        ("strength=interval(0,1)", "only optimisers draw from an interval; list values, as in -m strength=VALUE,VALUE"),
         ("experiment=glob(c*)", "each experiment has its own sweep"),
         ("add=[]", "add=[method=NAME] adds a cell"),
         ("add=[caa]", "add=[method=NAME] adds a cell"),
