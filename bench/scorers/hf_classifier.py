@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bench.hub.failures import Repo
-from bench.model import checkpoint, hub_files, model_folder
-from bench.scorers.base import by_length, judging_device
+from bench.model import model_folder
+from bench.scorers.of_model import BLANK, OfModel
 from methods.broken import reading
 from methods.errors import SetupError
-
-BLANK = {"toxicity": 0.0, "refusal": 0.0, "topic": 0.0, "sentiment": 0.5}
-"""The score of a blank text, by what is measured: it is not toxic, refuses nothing, has no topic, and is neutral."""
-
 
 Activation = Literal["sigmoid", "softmax"]
 TRAINED: dict[str, Activation] = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
@@ -33,7 +28,7 @@ class Classifier(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFClassifier:
+class HFClassifier(OfModel):
     """Probability of one label by a sequence classifier (`AutoModelForSequenceClassification`), in float32.
 
     activation: "softmax" over the labels if just one of them holds, or "sigmoid" of the one label if each may hold.
@@ -50,69 +45,33 @@ class HFClassifier:
     """
 
     label: str | int
-    path: str | None = None
-    id: str | None = None
-    revision: str = "main"
     activation: Activation | None = None
-    max_tokens: int | None = None
-    measures: Literal["toxicity", "sentiment", "refusal", "topic"] = "toxicity"
-    batch_size: int = 64
-    device: str | None = None
-    offline: bool = False
-    runtime_device: str = "cpu"
     name: str = "hf_classifier"
 
     def __post_init__(self) -> None:
         """Raises SetupError for mistakes that can be found without reading the model."""
-        option = f"scorer.{self.name}"
-        if (self.path is None) == (self.id is None):
-            raise SetupError(
-                f"{option}: set exactly one of path and id: {option}.path=FOLDER for a folder that save_pretrained "
-                f"wrote, {option}.id=ORG/NAME for the hub"
-            )
+        super().__post_init__()
         if self.activation not in (None, "sigmoid", "softmax"):
-            raise SetupError(f"{option}.activation={self.activation}: allowed are sigmoid, softmax, null")
+            raise SetupError(f"{self.option}.activation={self.activation}: allowed are sigmoid, softmax, null")
         if self.path is not None:
-            model_folder.check_folder(self.path, f"{option}.path")
             about = model_folder.read_object(Path(self.path) / "config.json")
             if labels := about.get("id2label"):
                 column(labels, self.label, self.name)
                 activation_of(about.get("problem_type"), len(labels), self.activation, self.name)
-        else:
-            checkpoint.check_id(str(self.id), f"{option}.id")
-        if self.measures not in BLANK:
-            raise SetupError(f"{option}.measures={self.measures}: allowed are {', '.join(BLANK)}")
-        for key in ("batch_size", "max_tokens"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise SetupError(f"{option}.{key}={value}: expected a whole number above 0")
 
     def identity(self) -> dict[str, Any]:
         """Return the model's files or commit, and how it is used. Raises SetupError if a branch cannot be resolved."""
-        if self.path is not None:
-            source: dict[str, Any] = {"files": model_folder.fingerprint(Path(self.path).resolve())}
-        else:
-            source = {"id": self.id, "revision": self._commit()}
         return {
             "name": self.name,
             "version": 1,
-            **source,
+            **self._source(),
             "label": self.label,
             # softmax is left out: before this option existed, version 1 took it wherever it is not refused now
             "activation": None if self.activation == "softmax" else self.activation,
             "max_tokens": self.max_tokens,
             "measures": self.measures,
-            "device": (self.device or "cpu").partition(":")[0],
+            "device": self._kind_of_device,
         }
-
-    @property
-    def _where(self) -> str:
-        """The device on which texts are judged."""
-        return judging_device(self.device, self.runtime_device)
-
-    def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Return batches of texts of similar length; padding changes the last bits of a score."""
-        return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """Score each completion by itself; None if the model gives no number."""
@@ -128,22 +87,11 @@ class HFClassifier:
                 scores[i] = None if math.isnan(score) else score
         return scores
 
-    def fetch(self) -> None:
-        """Fetch the model. Raises SetupError if that fails."""
-        if self.id is not None:
-            hub_files.fetch(Repo("model", self.id, f"scorer.{self.name}"), self._commit(), self.offline)
-
-    def _commit(self) -> str:
-        assert self.id is not None
-        return checkpoint.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
-
     def _loaded(self) -> Classifier:
         """Return the loaded model. Raises SetupError if it cannot be fetched, or lacks a classifier or the label."""
-        where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
-        revision = None if self.path is not None else self._commit()
-        files = tuple(model_folder.fingerprint(Path(where)).values()) if self.path is not None else ()
+        where, revision, files = self._location()
         self.fetch()
-        model, tokenizer, longest = _load(where, revision, self._where, f"scorer.{self.name}", files)
+        model, tokenizer, longest = _load(where, revision, self._where, self.option, tuple(files.values()))
         labels = model.config.id2label
         return Classifier(
             model,

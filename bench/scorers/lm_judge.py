@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.hub.failures import Repo
-from bench.model import checkpoint, hub_files, model_folder
+from bench.model import model_folder
 from bench.model.decoding import Sampling
-from bench.scorers.base import by_length, judging_device
-from bench.scorers.hf_classifier import BLANK
+from bench.scorers.of_model import BLANK, OfModel
 from methods.errors import SetupError
 from methods.progress import listening
 
@@ -29,7 +27,7 @@ PLACE = "{text}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMJudge:
+class LMJudge(OfModel):
     """1 if the first token of a chat model's greedy reply begins the answer `yes`, 0 if it begins `no`, else None.
 
     Upper and lower case, and blanks around the token, do not count. The text is judged without its prompt. Blank texts
@@ -44,26 +42,13 @@ class LMJudge:
     question: str
     yes: str = "Yes"
     no: str = "No"
-    path: str | None = None
-    id: str | None = None
-    revision: str = "main"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_tokens: int | None = None
-    measures: Literal["toxicity", "sentiment", "refusal", "topic"] = "toxicity"
-    batch_size: int = 64
-    device: str | None = None
-    offline: bool = False
-    runtime_device: str = "cpu"
     name: str = "lm_judge"
 
     def __post_init__(self) -> None:
         """Raises SetupError for mistakes that can be found without reading the model."""
-        option = f"scorer.{self.name}"
-        if (self.path is None) == (self.id is None):
-            raise SetupError(
-                f"{option}: set exactly one of path and id: {option}.path=FOLDER for a folder that save_pretrained "
-                f"wrote, {option}.id=ORG/NAME for the hub"
-            )
+        super().__post_init__()
+        option = self.option
         if PLACE not in self.question:
             raise SetupError(f"{option}.question={self.question}: expected a question with {PLACE} where the text goes")
         yes, no = _plain(self.yes), _plain(self.no)
@@ -72,37 +57,23 @@ class LMJudge:
                 f"{option}: yes={self.yes!r} and no={self.no!r} cannot be told apart by how they begin, upper and "
                 "lower case aside; set two words, neither of which begins the other"
             )
-        if self.path is not None:
-            model_folder.check_folder(self.path, f"{option}.path")
-            if not _has_template(Path(self.path)):
-                raise _no_template(option, self.path)
-        else:
-            checkpoint.check_id(str(self.id), f"{option}.id")
-        if self.measures not in BLANK:
-            raise SetupError(f"{option}.measures={self.measures}: allowed are {', '.join(BLANK)}")
-        for key in ("batch_size", "max_tokens"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise SetupError(f"{option}.{key}={value}: expected a whole number above 0")
+        if self.path is not None and not _has_template(Path(self.path)):
+            raise _no_template(option, self.path)
 
     def identity(self) -> dict[str, Any]:
         """Return the model's files or commit, and how it is asked. Raises SetupError if a branch cannot be resolved."""
         return {
             "name": self.name,
             "version": 1,
-            **self._model(),
+            **self._source(),
             "dtype": self.dtype,
             "question": self.question,
             "yes": self.yes,
             "no": self.no,
             "max_tokens": self.max_tokens,
             "measures": self.measures,
-            "device": (self.device or "cpu").partition(":")[0],
+            "device": self._kind_of_device,
         }
-
-    def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Return batches of texts of similar length, as the model reads them."""
-        return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """Score each completion by itself; None if the reply begins neither answer."""
@@ -121,29 +92,11 @@ class LMJudge:
             scores[i] = self._verdict(reply.text)
         return scores
 
-    def fetch(self) -> None:
-        """Fetch the model. Raises SetupError if that fails."""
-        if self.id is not None:
-            hub_files.fetch(Repo("model", self.id, f"scorer.{self.name}"), self._commit(), self.offline)
-
-    def _model(self) -> dict[str, Any]:
-        """Return what names the model's bytes."""
-        if self.path is not None:
-            return {"files": model_folder.fingerprint(Path(self.path).resolve())}
-        return {"id": self.id, "revision": self._commit()}
-
-    def _commit(self) -> str:
-        assert self.id is not None
-        return checkpoint.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
-
     def _loaded(self) -> "LM":
         """Return the loaded model. Raises SetupError if it cannot be fetched or loaded, or is no chat model."""
-        where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
-        revision = None if self.path is not None else self._commit()
-        files = tuple(model_folder.fingerprint(Path(where)).items()) if self.path is not None else ()
+        where, revision, files = self._location()
         self.fetch()
-        device = judging_device(self.device, self.runtime_device)
-        return _load(where, revision, self.dtype, device, f"scorer.{self.name}", files)
+        return _load(where, revision, self.dtype, self._where, self.option, tuple(files.items()))
 
     def _asked(self, lm: "LM", text: str) -> str:
         """Return the question about a text, which is cut at its end until the model can read the whole question.

@@ -312,7 +312,7 @@ def test_what_a_stopped_run_says(tmp_path):
 
 @pytest.mark.parametrize("name", ["5 (copy)", "0", "-3", "x", ""])
 def test_folders_of_other_names_are_left_alone(name, tmp_path, monkeypatch):
-    """As a program that syncs folders makes them."""
+    """A program that syncs folders may make copies with such names, which hold nothing of this run."""
     whole = texts()
     with counted(monkeypatch, "texts", 2), suppress(Power), unfinished.keeping(tmp_path):
         texts()
