@@ -5,7 +5,7 @@ W <- W + (alpha / rank) B A,   A (R, inputs), B (outputs, R), B = 0 at the start
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -95,17 +95,20 @@ def experts(model: PreTrainedModel) -> list[str]:
 def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
     """Inside the `with`, put a LoRA on every linear layer but the unembedding, and on every expert of a mixture.
 
-    B starts at zero. In a mixture, peft leaves out shared experts and the ordinary MLPs of blocks without experts. The
-    LoRA's parameters require no gradient; the code that trains them switches gradients on.
+    B starts at zero. In a mixture, peft leaves out shared experts and the ordinary MLPs of blocks without experts; a
+    router that returns more than its product with the weight (Llama 4) is left out as well. The LoRA's parameters
+    require no gradient; the code that trains them switches gradients on.
     """
     from peft import LoraConfig, get_peft_model
 
     training, own, wanted = model.training, set(vars(model)), [p.requires_grad for p in model.parameters()]
+    order = {path: [name for name, _ in one.named_parameters(recurse=False)] for path, one in model.named_modules()}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        exclude_modules=_no_tensor(model) or None,
         target_parameters=experts(model) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
         task_type="CAUSAL_LM",
@@ -122,11 +125,33 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
         yield lora  # type: ignore[misc]
     finally:
         lora.unload()
+        _put_in_order(model, order)
         for name in set(vars(model)) - own:  # peft leaves its config behind
             delattr(model, name)
         for parameter, want in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(want)
         model.train(training)
+
+
+def _put_in_order(model: PreTrainedModel, order: Mapping[str, list[str]]) -> None:
+    """Put each module's parameters into this order; peft puts an expert's last once it has been used."""
+    for path, module in model.named_modules():
+        if [name for name, _ in module.named_parameters(recurse=False)] != order[path]:
+            for name in order[path]:
+                parameter = module.get_parameter(name)
+                delattr(module, name)
+                module.register_parameter(name, parameter)
+
+
+def _no_tensor(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear layers that return something else than one tensor, to which peft cannot add."""
+    own = [
+        (name, one)
+        for name, one in layout.blocks(model).named_modules(prefix=layout.of(model).blocks)
+        if isinstance(one, nn.Linear) and type(one).forward is not nn.Linear.forward
+    ]
+    with torch.no_grad():
+        return [name for name, one in own if not isinstance(one(one.weight.new_zeros(1, one.in_features)), Tensor)]
 
 
 def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -1,7 +1,8 @@
 """Sweeps whose processes are killed again and again end with the results of one that nobody disturbed.
 
-`python -m tests.test_chaos 50 10 900` kills a process of a sweep 50 times and sends another one SIGTERM 10 times, or as
-often as it can in 900 s, prints what happened, and compares the results.
+`python -m tests.test_chaos 50 10 900 joblib` kills a process of a sweep 50 times and sends one SIGTERM 10 times, or as
+often as it can in 900 s, prints what happened, and compares the results. With `slurm` the sweep's jobs run in the Slurm
+that answers here.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,9 +22,10 @@ import pytest
 
 from bench.records import sweep_state
 from tests.run.test_smoke import arguments, contents, make_world, world  # noqa: F401
+from tests.test_slurm import SLURM, working
 
 ASKED = ("method=unsteered,caa,random_direction", "strength=1,2,3", "runtime.threads=1")
-WORKERS = ("launcher=joblib", "hydra.launcher.n_jobs=2")
+JOBLIB = ("launcher=joblib", "hydra.launcher.n_jobs=2")
 LONGEST_SECONDS = 3600.0
 EVERY_SECONDS = (1.0, 10.0)
 LAUNCHERS = 0.25  # of the signals go to the process that launches
@@ -38,14 +41,12 @@ def run(argv: list[str], log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(argv, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def victims(launcher: int) -> list[psutil.Process]:
-    """The process that launches, and those that work for it."""
+def victims(launcher: int, results: Path) -> list[psutil.Process]:
+    """The process that launches, its children, and those that compute a cell, which in Slurm are no children."""
     try:
         own = psutil.Process(launcher)
-        return [
-            own,
-            *(one for one in own.children(recursive=True) if "resource_tracker" not in " ".join(one.cmdline())),
-        ]
+        workers = [one for one in own.children(recursive=True) if "resource_tracker" not in " ".join(one.cmdline())]
+        return [own, *workers, *(one for one in working(results) if one not in [own, *workers])]
     except psutil.NoSuchProcess:
         return []
 
@@ -58,7 +59,13 @@ def at_work(results: Path) -> bool:
 
 
 def disturbed(
-    root: Path, place: Path, kills: int, terms: int, seconds: float = LONGEST_SECONDS, seed: int = 0
+    root: Path,
+    place: Path,
+    kills: int,
+    terms: int,
+    seconds: float = LONGEST_SECONDS,
+    workers: Sequence[str] = JOBLIB,
+    seed: int = 0,
 ) -> Counter[str]:
     """Kill and end processes of sweeps, each repeated until it succeeds, as long as signals are left; what happened.
 
@@ -70,16 +77,16 @@ def disturbed(
     chance.shuffle(signals)
     while time.monotonic() - began < LONGEST_SECONDS:
         results = place / f"disturbed{told['exit code 0']}"
-        process = run(command(root, results, *WORKERS), place / "disturbed.log")
+        process = run(command(root, results, *workers), place / "disturbed.log")
         told["commands"] += 1
         while process.poll() is None:
             time.sleep(chance.uniform(*EVERY_SECONDS))
-            own, *workers = victims(process.pid) or [None]
+            own, *others = victims(process.pid, results) or [None]
             if time.monotonic() - began > seconds:
                 signals.clear()
             if not signals or own is None or not (chance.random() < IDLE or at_work(results)):
                 continue
-            one = own if not workers or chance.random() < LAUNCHERS else chance.choice(workers)
+            one = own if not others or chance.random() < LAUNCHERS else chance.choice(others)
             whose = "the launcher" if one is own else "a worker"
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(signals[-1])
@@ -90,11 +97,18 @@ def disturbed(
     raise TimeoutError(f"{dict(told)}, {len(signals)} signals left after {LONGEST_SECONDS:.0f} s")
 
 
-def compared(root: Path, place: Path, kills: int, terms: int, seconds: float = LONGEST_SECONDS) -> Counter[str]:
+def compared(
+    root: Path,
+    place: Path,
+    kills: int,
+    terms: int,
+    seconds: float = LONGEST_SECONDS,
+    workers: Sequence[str] = JOBLIB,
+) -> Counter[str]:
     """A quiet sweep and a disturbed one. Raises AssertionError where a byte differs."""
     quiet = run(command(root, place / "quiet"), place / "quiet.log")
     assert quiet.wait() == 0, (place / "quiet.log").read_text()[-2000:]
-    told = disturbed(root, place, kills, terms, seconds)
+    told = disturbed(root, place, kills, terms, seconds, workers)
     for number in range(told["exit code 0"]):
         assert contents(place / "quiet") == contents(place / f"disturbed{number}")
     return told
@@ -109,7 +123,7 @@ def test_a_disturbed_sweep_has_the_results_of_a_quiet_one(world, tmp_path):  # n
 @pytest.mark.slow
 def test_a_stopped_sweep_says_so_once(world, tmp_path):  # noqa: F811
     """The workers say nothing of their own, and no resource tracker warns of what they leave."""
-    process = run(command(world, tmp_path / "stopped", *WORKERS), tmp_path / "log")
+    process = run(command(world, tmp_path / "stopped", *JOBLIB), tmp_path / "log")
     while not at_work(tmp_path / "stopped"):
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.1)
@@ -130,10 +144,10 @@ def test_eight_processes_on_one_folder(world, tmp_path):  # noqa: F811
     assert contents(tmp_path / "quiet") == contents(tmp_path / "many")
 
 
-def main(kills: int, terms: int, seconds: float = LONGEST_SECONDS) -> None:
-    root = make_world(Path(tempfile.mkdtemp()))
-    print(dict(compared(root, Path(tempfile.mkdtemp()), kills, terms, seconds)))
+def main(kills: str, terms: str, seconds: str, launcher: str) -> None:
+    root, workers = make_world(Path(tempfile.mkdtemp())), {"joblib": JOBLIB, "slurm": SLURM}[launcher]
+    print(dict(compared(root, Path(tempfile.mkdtemp()), int(kills), int(terms), float(seconds), workers)))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*sys.argv[1:])

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import transformers as hf
 
+from bench.model.lm import LM
 from methods.adapter import adapted, adapter, factors, lora_parameters
 from methods.errors import SetupError
 from methods.lora import LoRA
-from tests.architectures import CONFIGS, lm_of
-from tests.tiny import tiny_lm
+from tests.architectures import CONFIGS, HEADS, lm_of
+from tests.tiny import tiny_lm, tiny_tokenizer
 
 ARCHITECTURES = ["llama", "gpt2", "phi3", "bloom", "falcon", "mixtral", "qwen3_moe_mixed", "gemma3"]
 
@@ -51,6 +53,32 @@ def test_every_expert_and_router_of_a_mixture_has_its_own():
     assert len(left_out) == 3 and names == matrices - left_out
     up = artefact["adapter.model.layers.1.mlp.experts.down_proj.up"]
     assert up.shape[0] == 3 and len({float(one.sum()) for one in up}) == 3
+
+
+def test_a_router_that_returns_two_tensors_is_left_out():
+    """Llama 4's is a linear layer that returns the scores, too, so peft cannot add to what it returns."""
+    config = hf.Llama4TextConfig(**HEADS, intermediate_size_mlp=52, num_local_experts=2, interleave_moe_layer_step=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = LM(hf.AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer(), {"tiny": "llama4"})
+    with adapter(lm.model, 2, 4, 0):
+        filled(lm.model)
+        on, artefact = logits(lm), factors(lm.model)
+    assert "adapter.model.layers.0.feed_forward.shared_expert.up_proj.weight.up" in artefact
+    assert "adapter.model.layers.0.feed_forward.experts.down_proj.up" in artefact
+    assert not any("router" in key for key in artefact)
+    with adapted(lm.model, artefact, 1.0, "lora"):
+        assert (logits(lm) - on).abs().max() < 1e-5 * on.abs().max()
+
+
+def test_the_parameters_keep_their_order():
+    """In GPT-OSS an expert's matrix stands before its bias; peft registers it anew, behind the bias."""
+    config = hf.GptOssConfig(**HEADS, num_local_experts=2, num_experts_per_tok=1)
+    lm = LM(hf.AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer(), {"tiny": "gpt_oss"})
+    before = list(lm.model.state_dict())
+    with adapter(lm.model, 2, 4, 0):
+        logits(lm)
+    assert list(lm.model.state_dict()) == before
 
 
 def test_an_adapter_that_learnt_nothing_changes_nothing():
