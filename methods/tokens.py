@@ -88,11 +88,15 @@ def longest_alike(config: Any) -> int | None:
     config: that of the text model. With rotary positions of the kind "longrope" (Phi-3, 128k), transformers turns all
     rows of a batch by the long factors if the longest row exceeds `original_max_position_embeddings`, else by the short
     ones. Doge attends to the `keep_window_size` strongest columns, and padding takes part in a batch that is wider.
+    Llama 4 scales its attention anew every `floor_scale` columns, and counts padding among them; a batch of contexts
+    and continuations is at most twice as wide as its longest text.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(one for one in rope.values() if isinstance(one, Mapping))]  # of all layers, or of each type
     limits = [one.get("original_max_position_embeddings") for one in kinds if one.get("rope_type") == "longrope"]
     limits.append(getattr(config, "keep_window_size", None))
+    if getattr(config, "attn_temperature_tuning", None):
+        limits.append((config.floor_scale - 1) // 2)
     return min((int(limit) for limit in limits if limit is not None), default=None)
 
 

@@ -91,6 +91,10 @@ BESIDE = {  # models that read a long text in another way, and all texts beside 
         rope_parameters=LONG_ROPE | {"original_max_position_embeddings": 48},
     ),
     "keep_window_size": lambda: hf.DogeConfig(**ATTENTION, max_position_embeddings=256, keep_window_size=48),
+    "floor_scale": lambda: hf.Llama4TextConfig(
+        **ATTENTION, max_position_embeddings=256, floor_scale=97, attn_scale=0.9, intermediate_size_mlp=44,
+        num_local_experts=2, no_rope_layers=[0, 1], head_dim=8, pad_token_id=0,
+    ),
 }  # fmt: skip
 
 
