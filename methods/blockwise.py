@@ -95,7 +95,7 @@ def run(
 ) -> None:
     """Run block `layer`, before which the batches wait, on all of them with these hooks.
 
-    until: the run ends as soon as this module, the block's attention or a part of the attention, has written. onward:
+    until: the block's attention or a part of it; the run ends as soon as that module has written its output. onward:
     the batches then wait before the next block; if false, the block's output is dropped, and only the hooks have seen
     it.
     """

@@ -94,8 +94,8 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
 
     parts: maps fields of `Layout` to names, each a text or a list of texts, for example {"gate": "ffn.w_in",
     "value": "ffn.w_out"}; None: all parts are searched for. Raises SetupError for an unknown field, for a module that
-    the model lacks, for a matrix that none of its blocks has, for one that would have other roles than it can have, for
-    a norm that cannot be the final one, and for an order of q, k and v that the model does not have.
+    the model lacks, for a matrix that none of its blocks has, for one that is declared for roles which no matrix can
+    have together, for a norm that cannot be the final one, and for an order of q, k and v that the model does not have.
     """
     _layouts.pop(model, None)
     _orders.pop(model, None)

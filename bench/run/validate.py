@@ -35,12 +35,13 @@ FROM_0 = (
     "skip", "skip_first", "fewshot", "min_steps", "vector_epochs", "kl_weight", "repetition_increase",
     "capability_drop", "empty_share_increase", "distinct_2_ratio",
 )  # fmt: skip
-SHARES = ("flip", "max_desired", "min_undesired", "min_toxicity", "held_out")
+SHARES = ("flip", "max_desired", "min_undesired", "min_toxicity")
 RANGES: dict[str, Range] = {
     **dict.fromkeys(COUNTS, Range("above 0", lambda value: value > 0)),
     **dict.fromkeys(FROM_0, Range("from 0 on", lambda value: value >= 0)),
     **dict.fromkeys(SHARES, Range("from 0 to 1", lambda value: 0 <= value <= 1)),
     "strength": Range("in the method's unit", lambda _: True),
+    "held_out": Range("from 0 to below 1", lambda value: 0 <= value < 1),
     "row_fraction": Range("above 0 and at most 1", lambda value: 0 < value <= 1),
     "skip_quarter": Range("from 1 to 4", lambda value: 1 <= value <= 4),
     **dict.fromkeys(
