@@ -38,7 +38,7 @@ GROUPS = {
     "method": "how it is steered",
     "pairs": "contrast pairs that the methods learn from",
     "examples": "what an attacker fine-tunes on",
-    "harmful": "harmful texts that security vectors, DExperts and task negation learn from",
+    "harmful": "harmful texts: security vectors, DExperts, task negation",
     "background": "ordinary texts that a method compares with",
     "labelled": "single labelled texts, in place of pairs",
     "suite": "what is measured; a list: suite=[rtp,fluency]",
