@@ -6,11 +6,12 @@ Outside `listening` and `checkpointing` a fit runs without reports and from its 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 _advance: ContextVar[Callable[[float], None] | None] = ContextVar("advance", default=None)
 _skip: ContextVar[Callable[[float], None] | None] = ContextVar("skip", default=None)
-_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+_earlier: ContextVar["Earlier | None"] = ContextVar("earlier", default=None)
 
 
 def advance(tokens: float) -> None:
@@ -63,19 +64,37 @@ def counting() -> Iterator[Count]:
         _advance.reset(token)
 
 
+@dataclass
+class Earlier:
+    """What an earlier run of the same fit, which was stopped, left in a folder, and the seconds that it had taken."""
+
+    folder: Path
+    seconds: float = 0.0
+
+
 @contextmanager
-def checkpointing(folder: Path) -> Iterator[None]:
+def checkpointing(folder: Path) -> Iterator[Earlier]:
     """Inside the `with`, a training keeps its state in this folder, and goes on from what it finds there.
 
     The folder must belong to one fit alone: what is found there is taken to be of the same model, data and settings.
+    Yields the seconds of the steps that were found and need not be computed again.
     """
-    token = _folder.set(folder)
+    earlier = Earlier(folder)
+    token = _earlier.set(earlier)
     try:
-        yield
+        yield earlier
     finally:
-        _folder.reset(token)
+        _earlier.reset(token)
 
 
 def checkpoint_folder() -> Path | None:
     """Return the folder in which the running fit may keep its state; None if there is none."""
-    return _folder.get()
+    earlier = _earlier.get()
+    return None if earlier is None else earlier.folder
+
+
+def resumed(seconds: float) -> None:
+    """Report that steps which took this many seconds in an earlier run need not be computed again."""
+    earlier = _earlier.get()
+    if earlier is not None:
+        earlier.seconds += seconds

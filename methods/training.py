@@ -26,7 +26,7 @@ from methods.errors import SetupError, refuse_one_text
 from methods.intervention import Positions, at, edited, exchanged
 from methods.optimiser import HALF, LOSS_SCALE, Optimiser, OptimizerName
 from methods.placement import check_materialised, input_device
-from methods.progress import advance, checkpoint_folder
+from methods.progress import advance, checkpoint_folder, resumed
 from methods.recompute import recomputed
 from methods.tokens import EncodedPairs, Text, encode, encode_pairs
 from methods.training_memory import TrainingMemory, announce, training_memory, wanting
@@ -352,8 +352,9 @@ def minimise(
     batches = [batch.tolist() for batch in recipe.batches(len(sizes))]
     folder = checkpoint_folder()
     kept = folder / f"{stage}.safetensors" if folder is not None else None
-    losses = _resume(kept, optimiser) if kept is not None and kept.exists() else []
-    state = _State(kept, optimiser, losses)
+    losses, seconds = _resume(kept, optimiser) if kept is not None and kept.exists() else ([], 0.0)
+    resumed(seconds)
+    state = _State(kept, optimiser, losses, seconds)
     try:
         with recomputed(model, recipe.gradient_checkpointing):
             while (step := len(losses)) < len(batches):
@@ -439,8 +440,9 @@ def _diverged(loss: float, step: int, stage: str, scaled: bool) -> str:
 class _State:
     """The state of a training, kept in a file (None: nowhere) when it is due and when the training is stopped."""
 
-    def __init__(self, path: Path | None, optimiser: Optimiser, losses: list[float]) -> None:
+    def __init__(self, path: Path | None, optimiser: Optimiser, losses: list[float], seconds: float) -> None:
         self.path, self.optimiser, self.losses = path, optimiser, losses
+        self.began = time.monotonic() - seconds  # seconds: of the steps before
         self.kept, self.whole = len(losses), True
         self.next = time.monotonic() + CHECKPOINT_EVERY_SECONDS
 
@@ -462,7 +464,7 @@ class _State:
             return
         began = time.monotonic()
         try:
-            _keep(self.path, self.optimiser, self.losses)
+            _keep(self.path, self.optimiser, self.losses, began - self.began)
         except OSError as error:
             print(
                 f"warning: the training's state cannot be saved ({error}); it goes on without a checkpoint",
@@ -474,12 +476,13 @@ class _State:
         self.next = time.monotonic() + max(CHECKPOINT_EVERY_SECONDS, took / CHECKPOINT_SHARE)
 
 
-def _keep(path: Path, optimiser: Optimiser, losses: list[float]) -> None:
+def _keep(path: Path, optimiser: Optimiser, losses: list[float], seconds: float) -> None:
     """Write the state to a temporary file beside `path`, then rename that, so that the file at `path` is always whole.
 
-    Another process may run the same training.
+    Another process may run the same training. seconds: the time that all steps have taken.
     """
-    state = {"losses": torch.tensor(losses, dtype=torch.float64), **optimiser.state()}
+    told = {"losses": torch.tensor(losses, dtype=torch.float64), "seconds": torch.tensor(seconds)}
+    state = told | optimiser.state()
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
     about = {"sha256": digest(whole), "of": f"{path.parent.name} {path.name}"}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -502,8 +505,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _resume(path: Path, optimiser: Optimiser) -> list[float]:
-    """Restore a stored state and return the losses of the steps before it.
+def _resume(path: Path, optimiser: Optimiser) -> tuple[list[float], float]:
+    """Restore a stored state and return the losses of the steps before it, and the seconds that they took.
 
     A file that does not hold the state of this training is set aside, with a warning; the training then begins again,
     and there are no losses.
@@ -514,9 +517,9 @@ def _resume(path: Path, optimiser: Optimiser) -> list[float]:
         aside = _set_aside(path)
         told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins again"
         print(told, file=sys.stderr)
-        return []
+        return [], 0.0
     optimiser.restore(state)
-    return [float(loss) for loss in state["losses"]]
+    return [float(loss) for loss in state["losses"]], float(state.get("seconds", 0.0))
 
 
 def _kept(path: Path, weights: Sequence[Tensor]) -> dict[str, Tensor]:

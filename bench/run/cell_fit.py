@@ -115,12 +115,12 @@ class CellFit:
         lm, (data, about) = self._model.lm, self.data()
         method, stage = self._of.method, f"fit {self._of.names.fit_id}"
         known, before = self.first_part()
-        with self._of.session.bar.stage(stage, f"{self._of.label()} · fit"), checkpointing(place):
+        with self._of.session.bar.stage(stage, f"{self._of.label()} · fit"), checkpointing(place) as earlier:
             with cost.peak_memory(lm.device) as peak:
                 start = time.perf_counter()
                 artefact = method.fit(lm.model, lm.tokenizer, data._replace(fitted=known))
                 seconds = time.perf_counter() - start
-        self.store.write(artefact, before + seconds, peak.bytes, about if method.needs else None)
+        self.store.write(artefact, before + earlier.seconds + seconds, peak.bytes, about if method.needs else None)
 
     def first_part(self) -> tuple[dict[str, Artefact], float]:
         """Return what a stack's first part learnt, and its seconds, if it was fitted alone; else nothing and 0."""

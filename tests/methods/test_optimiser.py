@@ -139,7 +139,7 @@ def test_a_state_kept_without_masters_is_not_gone_on_from(tmp_path):
     """As an older version kept it: weights of 16 bits."""
     weights = [nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))]
     optimiser = Optimiser(weights, "adamw", 1e-3)
-    training._keep(tmp_path / "x.safetensors", optimiser, [1.0])
+    training._keep(tmp_path / "x.safetensors", optimiser, [1.0], 0.0)
     assert training._kept(tmp_path / "x.safetensors", optimiser.masters)
     with pytest.raises(SetupError, match="of other weights"):
         training._kept(tmp_path / "x.safetensors", weights)

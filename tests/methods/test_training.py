@@ -143,6 +143,16 @@ def goes_on(lm, method, folder):
     return artefact, len(steps)
 
 
+def test_the_seconds_of_the_steps_before_a_stop_are_told(tmp_path):
+    lm, told = tiny_lm(), list[float]()
+    method, *_ = stopped(lm, tmp_path, 0.5)
+    for _ in range(3):
+        with progress.checkpointing(tmp_path) as earlier:
+            method.fit(lm.model, lm.tokenizer, fitting_data())
+        told.append(earlier.seconds)
+    assert 0 < told[0] < told[1] == told[2]  # of the steps before the stop, and of all
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
