@@ -14,20 +14,27 @@ UNPACKED = 8  # configs that are in memory as they are; each is about 150 kB
 class Packed:
     """A composed config as about 2 kB of bytes; unpacking takes some milliseconds.
 
-    Interpolations stay as they are written. Raises TypeError for values that JSON does not keep as they are.
+    Interpolations stay as they are written. A config that JSON does not keep as it is, such as one with numbers for
+    keys (`runtime.max_memory={0:20GiB}`), is kept unpacked.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         plain = OmegaConf.to_container(cfg, resolve=False)
-        text = json.dumps(plain)
-        if json.loads(text) != plain:
-            raise TypeError("a config has values that JSON does not keep, such as names that are no texts")
-        self._bytes = zlib.compress(f"{bool(OmegaConf.is_struct(cfg)):d}{text}".encode(), 1)
+        try:
+            text = json.dumps(plain)
+            kept = json.loads(text) == plain
+        except TypeError:
+            kept = False
+        self._whole: bytes | DictConfig = changeable(cfg)
+        if kept:
+            self._whole = zlib.compress(f"{bool(OmegaConf.is_struct(cfg)):d}{text}".encode(), 1)
+        else:
+            OmegaConf.set_readonly(self._whole, True)
 
     @property
     def cfg(self) -> DictConfig:
         """The config, which is read-only, since it may be unpacked anew at any time; see `changeable`."""
-        return _unpacked(self._bytes)
+        return _unpacked(self._whole) if isinstance(self._whole, bytes) else self._whole
 
 
 class Configs(Sequence[DictConfig]):

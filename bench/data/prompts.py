@@ -5,7 +5,7 @@ import itertools
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import PARTS, Part, Prompt, _digest, part, prompt
@@ -100,6 +100,12 @@ def _sha256(path: str) -> str:
     return file_sha256(Path(path))
 
 
+def _is_share(toxicity: Any) -> TypeGuard[float | None]:
+    """Return whether it is a number from 0 to 1, or None, as for a text that nobody scored."""
+    number = isinstance(toxicity, float | int) and not isinstance(toxicity, bool)
+    return toxicity is None or (number and 0 <= toxicity <= 1)
+
+
 @functools.lru_cache(maxsize=4)
 def _shuffled(path: str, seed: int, sha256: str) -> tuple[Prompt, ...]:
     del sha256  # a file that was changed is read again
@@ -108,10 +114,10 @@ def _shuffled(path: str, seed: int, sha256: str) -> tuple[Prompt, ...]:
     for number, row in file.each():
         one = row["prompt"]
         toxicity = one.get("toxicity", "") if isinstance(one, dict) else ""
-        if not isinstance(toxicity, float | int | None) or not isinstance(one.get("text"), str):
+        if not _is_share(toxicity) or not isinstance(one.get("text"), str):
             raise SetupError(
                 f'{path}, line {number}: expected {{"prompt": {{"text": "...", "toxicity": 0.1}}}}, as in the files of '
-                "RealToxicityPrompts; further fields may follow"
+                "RealToxicityPrompts, with a toxicity from 0 to 1 or null; further fields may follow"
             )
         if toxicity is not None:
             texts.append((one["text"], "toxic" if toxicity >= 0.5 else "nontoxic"))

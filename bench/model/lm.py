@@ -66,6 +66,21 @@ class NotFiniteError(SetupError):
     """The model computed logits that are NaN or infinite, so no result can be computed from them."""
 
 
+@contextmanager
+def judging(where: str, dtype_option: str) -> Iterator[None]:
+    """Inside the `with`, a model judges texts of another one: its logits that are NaN or infinite are told as its own.
+
+    where: the option that names the judge. Raises SetupError in place of NotFiniteError, which is about the other one.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        raise SetupError(
+            f"{where}: this model computes NaN or infinity, so it judges nothing; set {dtype_option}=float32, or check "
+            "that its weights are whole"
+        ) from error
+
+
 class Generated(NamedTuple):
     """Continuations of some prompts, which `read` returns. id: the id of the stored set; None if they are in memory."""
 

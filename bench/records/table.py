@@ -47,10 +47,10 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
             one = checked(path)
             items, problem = tables.items(arrow(path, "items"), one.metrics)
         except NotWholeError as error:
-            skipped.append(f"record {path.name} skipped: {error}")
+            skipped.append(f"record {escape.visible(path.name)} skipped: {error}")
             continue
         if problem:
-            skipped.append(f"record {path.name} skipped: items.parquet {problem}; run its cell again")
+            skipped.append(f"record {escape.visible(path.name)} skipped: items.parquet {problem}; run its cell again")
             continue
         found.append(Result(one if is_encodable(path) else Record.from_json(encodable(one.stored)), items))
     if not found:

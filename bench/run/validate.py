@@ -310,7 +310,8 @@ def _parts(cfg: DictConfig) -> Iterator[str]:
     """Check that `method.at` gives a strength to each part of a stack, and to nothing else."""
     parts, at = (cfg.method.get(key) for key in ("parts", "at"))
     if isinstance(parts, DictConfig) and isinstance(at, DictConfig) and set(parts) != set(at):
-        yield f"method.parts names {', '.join(parts)} and method.at {', '.join(at)}; give every part a strength"
+        named, given = (", ".join(map(str, one)) for one in (parts, at))
+        yield f"method.parts names {named} and method.at {given}; give every part a strength"
 
 
 def _norm_over(cfg: DictConfig) -> Iterator[str]:

@@ -77,6 +77,7 @@ class LMJudge(OfModel):
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """Score each completion by itself; None if the reply begins neither answer."""
+        from bench.model.lm import judging
         from bench.model.sampling import continuations
 
         del prompts
@@ -86,7 +87,10 @@ class LMJudge(OfModel):
             return scores
         lm = self._loaded()
         asked = [self._asked(lm, completions[i]) for i in shown]
-        with listening(None):  # the progress bar counts the tokens of the model that is measured
+        with (
+            listening(None),
+            judging(self.option, f"{self.option}.dtype"),
+        ):  # the bar counts the measured model's tokens
             replies = continuations(lm, asked, 1, Sampling(1, temperature=0, batch_size=self.batch_size))
         for i, (reply,) in zip(shown, replies, strict=True):
             scores[i] = self._verdict(reply.text)
@@ -103,8 +107,7 @@ class LMJudge(OfModel):
 
         Raises SetupError if the question leaves no room for a text.
         """
-        for token in lm.tokenizer.all_special_tokens:  # or a text could end the user's turn and answer for the judge
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
+        text = _without_control(lm, text)
         found = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         ends = [end for _, end in found]  # where each token ends in the text
 
@@ -128,6 +131,20 @@ class LMJudge(OfModel):
         said = _plain(reply)
         found = [score for answer, score in ((self.yes, 1.0), (self.no, 0.0)) if _plain(answer).startswith(said)]
         return found[0] if said and len(found) == 1 else None
+
+
+def _without_control(lm: "LM", text: str) -> str:
+    """Return the text with a blank in each control token, or it could end the user's turn and answer for the judge.
+
+    Those are the tokens that the tokenizer calls special, named or not (Llama 3 names only a few), and those that the
+    chat template writes.
+    """
+    added = lm.tokenizer.added_tokens_decoder.values()
+    template = str(lm.tokenizer.chat_template)
+    control = {str(one) for one in added if one.special or str(one).strip() and str(one) in template}
+    for token in sorted(control | set(lm.tokenizer.all_special_tokens), key=len, reverse=True):
+        text = text.replace(token, f"{token[:1]} {token[1:]}" if len(token) > 1 else " ")
+    return text
 
 
 def _plain(answer: str) -> str:

@@ -30,7 +30,7 @@ from bench.data.sources import Located
 from bench.data.splits import Learnt, Prompt
 from bench.model import devices
 from bench.model.decoding import Continuation, thinking_facts
-from bench.model.lm import LM, Request
+from bench.model.lm import LM, Request, judging
 from bench.model.log_likelihood import likelihoods
 from bench.model.model_folder import check_folder, fingerprint
 from bench.stats import metrics
@@ -161,7 +161,8 @@ class Fluency(Continued):
         device = devices.single(self.runtime_device)
         judge = _judge(str(self.judge), tuple(self._judges_files().values()), self.judge_dtype, device)
         requests = sampled_requests(judge, prompts, [Continuation(text, False) for text in texts])
-        return _nll(judge, requests), [len(one.continuation) for one in requests]
+        with judging(f"suite.{self.name}.judge", f"suite.{self.name}.judge_dtype"):
+            return _nll(judge, requests), [len(one.continuation) for one in requests]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,11 @@ def told(*given):
         (["method=unsteered", "strength=auto"], "tuning.trials=3", "no strength is tuned"),
         (["method=act_add", "strength=1"], "pairs.subset=8", "no method of this command learns from pairs"),
         (["method=act_add", "strength=1"], "pairs=on_policy_sampled", "no method of this command learns from pairs"),
+        (
+            ["method=caa", "strength=1"],
+            "+pairs@part_data.x.pairs=on_policy_sampled",
+            "no method of this command has parts",
+        ),
         (["method=caa", "strength=1"], "background.count=9", "no method of this command learns from background"),
     ],
 )
@@ -37,6 +42,7 @@ def test_a_setting_without_effect_is_told(given, setting, why):
         ["method=caa", "strength=auto,1", "tuning.search=tpe"],
         ["method=dexperts", "method.expert=desired,base", "pairs.subset=8", "strength=1"],
         ["method=finetune", "method.kl_weight=1,0", "background.count=9", "strength=1"],
+        ["method=caa,stack", "strength=1", "+pairs@part_data.second.pairs=on_policy_sampled"],
         ["method=detox", "strength=1", "add=[method=act_add strength=2]", "pairs.subset=8"],
     ],
 )

@@ -26,6 +26,14 @@ def test_what_is_unpacked_is_what_was_packed():
     assert same == cfg
 
 
+def test_numbers_as_keys_stay_numbers():
+    cfg = compose(["method=caa", "strength=2", "runtime.max_memory={0:20GiB,cpu:10GiB}"])
+    found = Packed(cfg).cfg
+    assert found == cfg and list(found.runtime.max_memory) == [0, "cpu"]
+    with pytest.raises(ReadonlyConfigError):
+        found.strength = 3
+
+
 def test_an_unpacked_config_cannot_be_changed_but_its_copy_can():
     packed = Packed(compose(["method=caa", "strength=2"]))
     with pytest.raises(ReadonlyConfigError):

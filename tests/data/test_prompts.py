@@ -169,7 +169,8 @@ def test_a_prompt_that_occurs_twice_keeps_its_first_place(tmp_path):
 
 @pytest.mark.parametrize(
     "row", [{"prompt": "a text"}, {"prompt": {"text": "no score"}}, {"prompt": {"text": 3, "toxicity": 0.1}},
-            {"prompt": {"text": "a", "toxicity": "high"}}, {"text": "b"}]
+            {"prompt": {"text": "a", "toxicity": "high"}}, {"text": "b"}, {"prompt": {"text": "a", "toxicity": 7}},
+            {"prompt": {"text": "a", "toxicity": True}}]
 )  # fmt: skip
 def test_a_file_of_another_form_is_refused_by_its_line(row, tmp_path):
     path = write(tmp_path / "other.jsonl", [{"prompt": {"text": "a", "toxicity": 0.1}}, row])

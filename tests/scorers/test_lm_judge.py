@@ -1,10 +1,11 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AddedToken, AutoModelForCausalLM
 
 from bench.config import compose
 from bench.config.build import build
@@ -235,8 +236,22 @@ def test_as_much_of_a_long_text_is_read_as_fits_each_time(folder):
 
 
 def test_a_text_cannot_end_the_turn_of_the_user(folder):
+    """Not even by a token without a name, as Llama 3's <|eot_id|>, one of a letter, or one of the template alone."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE + "{# <|say|> #}"
+    tokenizer.add_tokens([AddedToken("<|eot|>", special=True), AddedToken("§", special=True), "<|say|>"])
+    tokenizer.save_pretrained(folder)
     judge = LMJudge(path=str(folder), question=BEFORE)
     lm = judge._loaded()
-    for token in lm.tokenizer.all_special_tokens:
+    control = [*lm.tokenizer.all_special_tokens, "<|eot|>", "§", "<|say|>"]
+    for token in control:
         ids = lm.tokenizer(judge._asked(lm, f"a walk {token} home"), add_special_tokens=False).input_ids
-        assert not set(ids) & set(lm.tokenizer.all_special_ids), token
+        assert not set(ids) & set(lm.tokenizer.convert_tokens_to_ids(control)), token
+
+
+def test_a_judge_that_computes_nan_is_named(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.get_output_embeddings().weight.data[3] = math.nan
+    model.save_pretrained(folder)
+    with pytest.raises(SetupError, match="scorer.lm_judge: this model computes NaN .* scorer.lm_judge.dtype=float32"):
+        LMJudge(path=str(folder), question=BEFORE)([""], ["a walk"])
