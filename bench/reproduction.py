@@ -170,10 +170,10 @@ def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
 
 
 def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
-    """Return whether a record's method has this name and the cell's options and, unless tuned, its strength.
+    """Return whether a record belongs to a cell: whether its method has this name and the cell's options.
 
-    A control never does. The options of the training data that the record names must be equal, too; the pairs
-    themselves may differ.
+    It must also have the cell's strength, unless that is tuned, and the same options of the training data, as far as
+    the record names them; the pairs themselves may differ. The record of a control belongs to no cell.
     """
     method, norm_over = record.method, told_norm_over(cell["pairs"].get("norm_over"))
     return (

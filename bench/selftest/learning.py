@@ -42,7 +42,7 @@ def protocol(subject: Subject) -> str:
         raise Failure(f"name={method.name!r}, strength_unit={method.strength_unit!r}: neither may be empty")
     grid = list(method.strengths)
     if not all(isinstance(one, int | float) and math.isfinite(one) and one for one in grid) or len({*grid}) < len(grid):
-        raise Failure(f"strengths={grid}: distinct numbers other than 0")
+        raise Failure(f"strengths={grid}: expected distinct numbers other than 0")
     if bool(grid) == (method.family == "none"):
         raise Failure(f"family={method.family!r} with {len(grid)} strengths: only family 'none' has no strengths")
     called = f"{base.title(method)} ({method.name})"
