@@ -37,7 +37,7 @@ from bench.console.escape import terminal
 from bench.files.atomic import write_whole
 from bench.leaderboard.frame import Table, own_value, tables
 from bench.leaderboard.grouping import Fit, Row, rows
-from bench.leaderboard.pairing import change, difference, paired, pairwise_p
+from bench.leaderboard.pairing import change, difference, p_value, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.plots.sweeps import Place, curve_names, named, settings
 from bench.plots.tampering import ALONE, first_part, has_data_of, of_examples
@@ -98,41 +98,40 @@ def warn(text: str) -> None:
 
 
 def changes(table: Table) -> pd.DataFrame:
-    """Return a line for each fine-tuned method of a table: the values of COLUMNS, and the most fits of a row."""
+    """Return a line for each fine-tuned method of a table: the values of COLUMNS, and whether a row has several fits."""
     metric = table.aims.headline
     transform = table.metrics[metric].transform
     found = list(tampered(table))
+    after = [one.place.row for one in found]
     called = curve_names([one.place for one in found])
     lines: list[dict[str, Any]] = [
         {
             "table": table.number, "model": table.about.model.name, "metric": metric, "method": name, "texts": texts,
             "examples": int(one.place.x), "value": own_value(metric, row.metrics[metric], row, frozenset())[metric],
-            "fits": max(len(each.fits) for each in (row, one.before, one.alone) if each),
         }
-        for one, name, texts in zip(found, called, told_apart(found, called), strict=True) if (row := one.place.row)
+        for one, row, name, texts in zip(found, after, called, told_apart(found, called), strict=True)
     ]  # fmt: skip
     for kind in KINDS:
         there = [i for i, one in enumerate(found) if getattr(one, kind)]
-        tests = [compared(found[i].place.row, getattr(found[i], kind), metric, transform) for i in there]
+        tests = [compared(after[i], getattr(found[i], kind), metric, transform) for i in there]
         corrected = holm([p for _, p in tests])
         for i, (effect, _), p in zip(there, tests, corrected, strict=True):
-            moved, low, high = effect.estimate()
-            cells = {"": lines[i]["value"] - moved, "_change": moved, "_low": low, "_high": high, "_p": p}
-            lines[i] |= {f"{kind}{end}": one for end, one in cells.items()}
-    columns = [*COLUMNS, "fits"]
+            if effect:
+                moved, low, high = effect.estimate()
+                cells = {"": lines[i]["value"] - moved, "_change": moved, "_low": low, "_high": high, "_p": p}
+                lines[i] |= {f"{kind}{end}": one for end, one in cells.items()}
+                lines[i]["several"] = len(after[i].fits) > 1 or len(getattr(found[i], kind).fits) > 1
+    columns = [*COLUMNS, "several"]
     return pd.DataFrame(lines, columns=columns).sort_values(["method", "texts", "examples"], ignore_index=True)
 
 
-def compared(row: Row, other: Row, metric: str, transform: Transform) -> tuple[BootstrapEstimate, float | None]:
-    """Return the change of a row from another one on the same items, and its p."""
-    single = len(row.fits) == len(other.fits) == 1
-    if single:
-        found = change(paired(row.fits, other, metric), metric, transform)
-    else:
-        found = difference(row, other, metric, transform)
-    if found is None:
-        raise ValueError("rows without a common item")
-    return found, pairwise_p(row, other, metric, transform) if single else bootstrap_p(found.draws, found.n)
+def compared(row: Row, other: Row, metric: str, transform: Transform) -> tuple[BootstrapEstimate | None, float | None]:
+    """Return the change of a row from another one on the same items, and its p; None if there is no item."""
+    pairs = paired(row.fits, other, metric)
+    if len(row.fits) == len(other.fits) == 1:
+        return change(pairs, metric, transform), p_value(pairs, metric, transform)
+    found = difference(row, other, metric, transform)
+    return found, bootstrap_p(found.draws, found.n) if found else None
 
 
 def told_apart(found: Sequence[Tampered], called: Sequence[str]) -> Iterator[str]:
@@ -144,7 +143,7 @@ def told_apart(found: Sequence[Tampered], called: Sequence[str]) -> Iterator[str
         told = {key: fact for key, fact in own.items() if any(other.get(key) != fact for other in twins)}
         if twins.count(own) > 1:
             told["record"] = one.place.row.records[0].id
-        more = ", ".join(f"{key.removeprefix('sources.0.')}={fact}" for key, fact in told.items())
+        more = ", ".join(f"{key.removeprefix('sources.0.')} {fact}" for key, fact in told.items())
         yield f"{one.place.unit.removesuffix(ENDING)} ({more}){ENDING}" if told else one.place.unit
 
 
@@ -163,7 +162,7 @@ def tampered(table: Table) -> Iterator[Tampered]:
             continue
         texts = f"{place.x:g} {place.unit.removesuffix(ENDING)}"
         name = f"{curve_names([place])[0]}, {texts} (record {row.records[0].id})"
-        if why := unlike(row):
+        if why := left_out(row):
             warn(f"{name} is left out, since {why}")
         elif len(row.strengths) > 1:
             several = " and ".join(f"{one:g}" for one in row.strengths)
@@ -183,7 +182,7 @@ def measured(table: Table, metric: str) -> tuple[Row, ...]:
     )
 
 
-def unlike(row: Row) -> str | None:
+def left_out(row: Row) -> str | None:
     """Return why a stack is no method with a fine-tuning after it; None if it is one, and for any other method."""
     parts = list(row.method.parts.values())
     if parts and parts[-1].name != ALONE:
@@ -266,8 +265,8 @@ def beside(name: str, place: Place, fitting: Mapping[str, Sequence[Row]], metric
 def on_same_items(several: Sequence[Row], metric: str) -> list[Row]:
     """Return rows with only the sampling seeds and items that all their fits have; none if they have none."""
     seeds = set.intersection(*(row.comparisons for row in several))
-    items = [fit.items(seeds).get(metric) for row in several for fit in row.fits]
-    shared = set.intersection(*(set() if one is None else set(one.index) for one in items))
+    measured_on = [fit.items(seeds).get(metric) for row in several for fit in row.fits]
+    shared = set.intersection(*(set(one.index) if one is not None else set() for one in measured_on))
 
     def narrowed(fit: Fit) -> Fit:
         inside = (one for one in fit.results if one.record.comparison in seeds)
@@ -278,7 +277,7 @@ def on_same_items(several: Sequence[Row], metric: str) -> list[Row]:
 
 def show(found: pd.DataFrame, heading: str) -> None:
     """Print the lines of one table."""
-    legend = LEGEND + (SEVERAL if found["fits"].max() > 1 else "")
+    legend = LEGEND + (SEVERAL if found["several"].eq(True).any() else "")
     printed = Printed(box=None, padding=(0, 1), title=terminal(heading), title_justify="left", caption=legend)
     for name in ("method", "fine-tuned on"):
         printed.add_column(name)
