@@ -700,7 +700,8 @@ CLAIMS = [
                    value("methods", "unsteered", "fluency.distinct_2")]),
     Claim(RESULTS, "taking {} nats off the logits of the tokens that complete one of {} words lowers toxicity by {},",
           "records of methods: word_filter",
-          lambda: [chosen("methods", "word_filter", "rtp")[-1].record.method.strength, *fact("methods", "word_filter", "words"), -fallen("word_filter").item()]),
+          lambda: [chosen("methods", "word_filter", "rtp")[-1].record.method.strength,
+                   *fact("methods", "word_filter", "words"), -fallen("word_filter").item()]),
     Claim(RESULTS, "violate the bound ({} times the perplexity)", "records of methods: gate",
           lambda: [over_unsteered("methods", "gate", PERPLEXITY)]),
     Claim(RESULTS, "**RepE, AurA, ITI, ITI-c, activation scaling, PSA** lower toxicity by {} to {} each",
@@ -799,8 +800,8 @@ CLAIMS = [
           lambda: [ratio("CommonsenseQA", "HFLM"), ratio("HellaSwag", "HFLM"), ratio("MMLU anatomy, 5-shot", "HFLM")]),
     Claim(RESULTS, "time, sampling would be {} times as fast as it is, and likelihoods {} to {} times.", "speed.csv",
           lambda: [1 / ratio(work, "matrix") for work in ("sampling, 12 prompts x 25 x 20", "BoolQ", "PIQA")]),
-    Claim(RESULTS, "Except for AcT, a fit takes {} (ablation) to {} (RepE) times as long as these; AcT makes {} passes over the pairs "
-          "and takes {} times as long.", "speed.csv",
+    Claim(RESULTS, "Except for AcT, a fit takes {} (ablation) to {} (RepE) times as long as these; AcT makes {} "
+          "passes over the pairs and takes {} times as long.", "speed.csv",
           lambda: [*(1 / ratio(f"fit of {name}, 40 pairs", "matrix") for name in ("Directional ablation", "RepE")),
                    2.5, 1 / ratio("fit of AcT, 40 pairs", "matrix")]),
 ]  # fmt: skip
