@@ -98,7 +98,7 @@ def warn(text: str) -> None:
 
 
 def changes(table: Table) -> pd.DataFrame:
-    """Return a line for each fine-tuned method of a table: the values of COLUMNS, and whether a row has several fits."""
+    """Return the values of COLUMNS for each fine-tuned method of a table, and whether a row has several fits."""
     metric = table.aims.headline
     transform = table.metrics[metric].transform
     found = list(tampered(table))
