@@ -22,7 +22,7 @@ import pytest
 
 from bench.records import sweep_state
 from tests.run.test_smoke import arguments, contents, make_world, world  # noqa: F401
-from tests.test_slurm import SLURM, working
+from tests.test_slurm import SLURM
 
 ASKED = ("method=unsteered,caa,random_direction", "strength=1,2,3", "runtime.threads=1")
 JOBLIB = ("launcher=joblib", "hydra.launcher.n_jobs=2")
@@ -41,12 +41,17 @@ def run(argv: list[str], log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(argv, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def victims(launcher: int, results: Path) -> list[psutil.Process]:
-    """The process that launches, its children, and those that compute a cell, which in Slurm are no children."""
+def jobs() -> list[psutil.Process]:
+    """The processes of Slurm's jobs, which are no children of the one that launches."""
+    return [one for one in psutil.process_iter(["cmdline"]) if "submitit.core._submit" in (one.info["cmdline"] or [])]
+
+
+def victims(launcher: int) -> list[psutil.Process]:
+    """The process that launches, and those that work for it."""
     try:
         own = psutil.Process(launcher)
         workers = [one for one in own.children(recursive=True) if "resource_tracker" not in " ".join(one.cmdline())]
-        return [own, *workers, *(one for one in working(results) if one not in [own, *workers])]
+        return [own, *workers, *jobs()]
     except psutil.NoSuchProcess:
         return []
 
@@ -81,7 +86,7 @@ def disturbed(
         told["commands"] += 1
         while process.poll() is None:
             time.sleep(chance.uniform(*EVERY_SECONDS))
-            own, *others = victims(process.pid, results) or [None]
+            own, *others = victims(process.pid) or [None]
             if time.monotonic() - began > seconds:
                 signals.clear()
             if not signals or own is None or not (chance.random() < IDLE or at_work(results)):
