@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -81,7 +81,9 @@ class HumanToxic(FitSource):
         if len(chosen) < self.count:
             raise too_few("toxic texts", self.skip + self.count, len(texts), "lower count, skip or min_toxicity")
         located = self.sources.locate(HUMAN, split="test")
-        return halves(chosen), {"texts": self.count, "sources": [located.facts()]}
+        usual = {field.name: field.default for field in fields(self)}
+        unusual = {key: own for key in ("skip", "min_toxicity") if (own := getattr(self, key)) != usual[key]}
+        return halves(chosen), {"texts": self.count, **unusual, "sources": [located.facts()]}
 
 
 def _hash(text: str) -> float:

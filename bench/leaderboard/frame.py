@@ -15,7 +15,7 @@ from bench.leaderboard.comparison import Comparison, collapsed
 from bench.leaderboard.effects import DERIVED, PERPLEXITY
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_values, pairwise_ps
-from bench.records.fields import Cost, LearntFrom, Scorers, Tuned
+from bench.records.fields import CHOSEN_BY, Cost, LearntFrom, Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
@@ -214,9 +214,11 @@ TOLD_ELSEWHERE = ("name", "scorer", "flip", "norm_over")
 def told_data(data: LearntFrom) -> str | None:
     """Return what tells a row's data from others: its name, its options in words, its files.
 
-    For a user's examples it is their number and source.
+    For a user's examples it is their number and source, and the parts of a mixture.
     """
     told = [f"{data.examples[0]} examples of {data.examples[1]}"] if data.examples else []
+    told += [" + ".join(f"{count} {part}" for part, count in one.items()) for one in data.mixtures]
+    told += [f"{key} {one}" for key, one in data.named.items() if key.rpartition(".")[2] in CHOSEN_BY]
     options = {key: one for key, one in data.named.items() if "." not in key and key not in TOLD_ELSEWHERE}
     told += [f"{key} {one}" for key, one in options.items() if isinstance(one, str)]
     told += [key for key, one in options.items() if one is True]

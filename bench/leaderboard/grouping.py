@@ -185,7 +185,7 @@ def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
     return list(found.values())
 
 
-def learnt_from(fit: Fit) -> dict[str, str | int | bool]:
+def learnt_from(fit: Fit) -> dict[str, str | int | bool | float]:
     """Return the name and the counts of the data that a method learnt from."""
     return fit.data.named if fit.data else {}
 

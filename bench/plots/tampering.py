@@ -89,11 +89,16 @@ def has_data_of(row: Row, place: Place) -> bool:
 
 
 def first_part(place: Place) -> dict[str, Any] | None:
-    """Return method, strength and settings of the first part of a stack of two; None if there is none to name."""
+    """Return method, strength and settings of the first part of a stack of two; None if there is none to name.
+
+    There is none if the fine-tuning comes first, and if the fits of the stack have different strengths.
+    """
     method = place.row.method
-    if method.family != MADE_OF_OTHERS or len(method.parts) != 2:
+    if method.family != MADE_OF_OTHERS or len(method.parts) != 2 or len(place.row.strengths) > 1:
         return None
-    name, one = next(iter(method.parts.items()))
+    (name, one), (_, last) = method.parts.items()
+    if last.name != ALONE:
+        return None
     strength = method.strength_of(name, place.row.strengths[0])
     if strength is None:  # a plug-in's method may apply its parts in another way
         return None

@@ -245,6 +245,9 @@ class Source(Fields):
     fingerprint: str | None = None
 
 
+CHOSEN_BY = ("skip", "min_toxicity")
+"""Options of texts that a record states where they are not the usual ones."""
+
 DRAWN = ("flipping", "subset")
 """Keys under which a record states how pairs were drawn or swapped, with the seed."""
 
@@ -334,17 +337,30 @@ class LearntFrom(Fields):
         return [source for found in (self.sources, *others) for source in found or ()]
 
     @property
-    def named(self) -> dict[str, str | int | bool]:
+    def named(self) -> dict[str, str | int | bool | float]:
         """The fields that are plain values: the name of the data and, for example, the number of pairs.
 
-        For each kind of texts besides the pairs, there are fields for their sources and their number.
+        For each kind of texts besides the pairs, there are fields for their sources, their number, and the options by
+        which they were chosen where those are not the usual ones (CHOSEN_BY).
         """
-        found = {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
+        found: dict[str, str | int | bool | float] = {
+            key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)
+        }
         for key, about in self.stored.items():
             if isinstance(about, Mapping) and "sources" in about:
                 sources = each(Source)(about["sources"]) or ()
                 found |= {f"{key}.sources": " and ".join(one.name for one in sources), f"{key}.texts": count(about)}
+                chosen = {name: about.get(name) for name in CHOSEN_BY}
+                found |= {f"{key}.{name}": one for name, one in chosen.items() if isinstance(one, int | float)}
         return found
+
+    @property
+    def mixtures(self) -> list[dict[str, int]]:
+        """The number of texts of each part, for each kind of texts that is a mixture of several parts."""
+        kinds = [one for one in self.stored.values() if isinstance(one, Mapping)]
+        parts = [{name: one for name, one in kind.items() if isinstance(one, Mapping)} for kind in kinds]
+        counts = [{name: one.get("texts") for name, one in kind.items()} for kind in parts]
+        return [{name: one for name, one in kind.items() if isinstance(one, int)} for kind in counts if kind]
 
     @property
     def examples(self) -> tuple[int, str] | None:

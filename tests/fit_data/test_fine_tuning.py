@@ -49,11 +49,12 @@ def test_a_text_is_cut_at_half_its_words():
 
 def test_human_texts_are_toxic_and_skip_splits_two_sets(sources):
     first, facts = HumanToxic(sources=sources, count=4).load(None)
-    second, _ = HumanToxic(sources=sources, count=4, skip=4).load(None)
+    second, other = HumanToxic(sources=sources, count=4, skip=4).load(None)
     scores = {t: i % 10 / 10 for i, t in enumerate(TEXTS)}
     whole = [[p + c for p, c in zip(*one, strict=True)] for one in (first, second)]
     assert all(scores[text] >= 0.5 and part(text) == "fit" for text in whole[0] + whole[1])
     assert not set(whole[0]) & set(whole[1]) and facts["texts"] == 4 and facts["sources"][0]["source"] == "mirror"
+    assert other == facts | {"skip": 4}
     both, _ = HumanToxic(sources=sources, count=8).load(None)
     assert [p + c for p, c in zip(*both, strict=True)] == whole[0] + whole[1]
 
