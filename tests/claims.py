@@ -574,7 +574,7 @@ CLAIMS = [
     Claim(RESULTS, "{}% and {}% of the gain are kept, though a part", "records of security_vectors and _transfer",
           lambda: [100 * kept_gain(folder, "gold_logprob")
                    for folder in ("security_vectors", "security_vectors_transfer")]),
-    Claim(RESULTS, "log-probability of the right answer among the choices, the defence keeps {}%.",
+    Claim(RESULTS, "log-probability of Social IQa's right answers among the choices, the defence keeps {}%.",
           f"records of {ATTACK}",
           lambda: [100 * kept_gain(ATTACK, "gold_choice_logprob")]),
     Claim(RESULTS, "DeTox stays at {}, {}, {}, {} and {}, and Model Surgery at {}, {}, {}, {} and {}, none of them "

@@ -301,6 +301,11 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
     own = [one for one in own if not _is_without_sweep(one)]
     available = groups(_named(own))
     expanded = [_expanded(one, available) for one in own]
+    for one in own:
+        twice = [other for other in own if other.get_key_element() == one.get_key_element()]
+        if len(twice) > 1 and any(map(Override.is_sweep_override, twice)):
+            told = " and ".join(str(other.input_line) for other in twice)
+            raise SetupError(f"{told}: {one.key_or_group} is swept and set once more; name all its values in one list")
     if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in own):
         raise SetupError(
             "experiment=a,b is refused: each experiment has its own sweep; run one experiment after the other"

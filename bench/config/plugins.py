@@ -124,6 +124,11 @@ def _check(conf: Path, own: Path) -> None:
             raise SetupError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(loaded, DictConfig):
             raise SetupError(f"{file} holds no `key: value` lines")
+        if "hydra" in loaded and group != "launcher" and "# @package _global_" in map(str.rstrip, text.splitlines()):
+            raise SetupError(
+                f"{file} sets options of Hydra itself, which only a command line or a launcher's preset can; remove "
+                "hydra: there. The cells of an experiment are the lines of its `sweep:`"
+            )
         if group in PACKAGE:
             header = f"# @package {PACKAGE[group].format(file.stem)}"
             if header not in map(str.rstrip, text.splitlines()):

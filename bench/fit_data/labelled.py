@@ -115,7 +115,9 @@ class LabelledTexts(FitSource):
                 found.setdefault(text, set()).add(label)
         return found
 
-    def _one_class(self, texts: Labelled, rows: Iterable[Mapping[str, Any]], known: int) -> SetupError:
+    def _one_class(self, texts: Labelled, rows: Sequence[Mapping[str, Any]], known: int) -> SetupError:
+        if not any((row[self.text] or "").strip() for row in rows):
+            return SetupError(f"labelled.text={self.text}: every text of this column is empty; name another column")
         seen = Counter(value for row in rows for value in written(row[name] for name in self.columns[1:]))
         values = [f"{value[:20]} ({count})" for value, count in seen.most_common(SHOWN)]
         lacking = "undesired" if UNDESIRED not in texts.label else "desired"

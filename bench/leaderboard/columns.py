@@ -129,9 +129,9 @@ def flags(row: Line) -> str:
     """Return the reasons not to compare a row as it is: collapsed, strength given, bounds; empty if there is none."""
     if row["family"] in (BASELINE_FAMILY, CONTROL_FAMILY):
         return ""
-    if pd.notna(row["collapsed"]) and row["collapsed"]:
-        return f"collapsed: {row['collapse_reason']}"
     told = ["strength as given"] if not row["tuned"] else [] if row["feasible"] else ["no feasible strength on dev"]
+    if pd.notna(row["collapsed"]) and row["collapsed"]:
+        return "; ".join([f"collapsed: {row['collapse_reason']}", *(told if row["tuned"] else [])])
     if row["bounds"] in (VIOLATED, OPEN):
         told.append(f"{row['bounds_decided_by'].replace('_', ' ')}: bound {row['bounds']}")
     if row["undefined_resamples"]:

@@ -82,10 +82,10 @@ class Comparison:
 
     @cached_property
     def control_spreads(self) -> dict[str, float]:
-        """Way in which controls are made -> the standard deviation of the headline over a control's draws, pooled.
+        """Return, for each way of making controls, the pooled standard deviation of the main metric over their draws.
 
         It is 0 where no control has several draws. A few draws may lie close together by chance, so no row is compared
-        with a smaller spread than that of all controls of the kind.
+        with a spread smaller than that of all controls made in the same way.
         """
         metric = self.aims.headline
         transform = self.metrics[metric].transform

@@ -412,10 +412,11 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         by = sorted(set(frame["tuned_by"].dropna()) - set(frame["scorer"].dropna()))
         told = f" by {' or '.join(map(style.printable, by))}" if by else ""
         found += [style.key(plain, f"strength that tuning chose{told}"), style.key(plain, "tried", size=TRIED)]
-    why = [style.COLLAPSED] if has_collapsed(frame).any() else []
-    why += [style.NO_FEASIBLE] if (frame["feasible"] == False).any() else []  # noqa: E712
-    if why:
-        found.append(style.key(MarkerStyle("black", "o", ""), f"hollow: {' or '.join(why)}", hollow=True))
+    hollow = MarkerStyle("black", "o", "")
+    if has_collapsed(frame).any():
+        found.append(style.key(hollow, f"hollow: {style.COLLAPSED}", size=TRIED, hollow=True))
+    if (frame["feasible"] == False).any():  # noqa: E712
+        found.append(style.key(hollow, f"hollow and large: {style.NO_FEASIBLE}", hollow=True))
     if facet == "curve":
         found.append(style.star_key())
     else:

@@ -30,14 +30,18 @@ def show(configs: Sequence[DictConfig]) -> list[Failure]:
     every = [cell for cell, _ in cells]
     strengths = [str(cell.cfg.strength) if cell.method.strengths else "" for cell in every]
     names = told_apart.labels(every, [(str(cell.cfg.model.name), x) for cell, x in zip(every, strengths, strict=True)])
+    first, same = dict[frozenset[str], int](), 0
     for number, ((cell, stages), name, strength) in enumerate(zip(cells, names, strengths, strict=True)):
         kinds = dict.fromkeys(key.partition(" ")[0] for key in stages)
         left = ", ".join(kinds) if kinds else "nothing, already computed"
+        if stages and (like := first.setdefault(frozenset(stages), number)) != number:
+            left, same = f"nothing, the same as cell {like}", same + 1
         table.add_row(str(number), *map(terminal, (name, str(cell.cfg.model.name), strength, left)))
     out.print(table)
     due = [one for one in cells if one[1]]
     out.print(
         f"{len(cells)} cell{'' if len(cells) == 1 else 's'} can run, {len(cells) - len(due)} already computed"
+        + (f", {same} the same as another" if same else "")
         + (f"; {len(failures)} cannot run" if failures else "")
     )
     if due:

@@ -339,10 +339,10 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
 def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
     """Yield what is wrong with the cells of one command together.
 
-    They have one results folder, and are run or only listed together. At least one method of the command has to have
-    each of `tuning.options`.
+    They have one results folder, and are run or only listed together. Each key of `tuning.options` has to be an
+    option of at least one method of the command.
     """
-    for key in ("results", "dry_run", "cells_per_job"):
+    for key in ("results", "dry_run", "cells_per_job", "overwrite", "offline"):
         given = sorted({str(cfg.runtime.get(key)) for cfg in cells})
         if len(given) > 1:
             yield f"runtime.{key} has several values in one command ({', '.join(given)}); give one, or run two commands"

@@ -31,6 +31,12 @@ def test_which_config_is_asked_for():
     assert without_cfg(["--resolve"]) == (["--resolve"], None)  # told later what it belongs to
 
 
+def test_a_swept_option_is_named_once():
+    with pytest.raises(SetupError, match="strength=1,2 and strength=3: strength is swept and set once more"):
+        compose.jobs(["method=caa", "strength=1,2", "strength=3"], multirun=True)
+    assert len(compose.jobs(["method=caa", "strength=1", "strength=3"], multirun=True)) == 1  # the last, as in Hydra
+
+
 @pytest.mark.parametrize("more", [[], ["--resolve"]], ids=str)
 def test_hydras_own_node_is_that_of_the_launcher(more, capsys):
     assert main(["-m", "--cfg", "all", *more, "method=caa,detox", "launcher=joblib", "hydra.launcher.n_jobs=3"]) == 0

@@ -206,6 +206,11 @@ BROKEN = {
         "lacks the line # @package scorer.theirs",
     ),
     "experiment": ("broken", {"conf/experiment/theirs.yaml": "seed: 1\n"}, "lacks the line # @package _global_"),
+    "hydra": (
+        "broken",
+        {"conf/experiment/theirs.yaml": "# @package _global_\nhydra: {sweeper: {params: {method: 'caa,detox'}}}\n"},
+        "theirs.yaml sets options of Hydra itself",
+    ),
 }  # fmt: skip
 
 

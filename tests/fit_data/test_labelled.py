@@ -111,6 +111,12 @@ def test_what_gives_no_two_classes_is_told(tmp_path, options, message):
         LabelledFile(path=path, **options).load(None)
 
 
+def test_a_column_of_empty_texts_is_told(tmp_path):
+    path = jsonl(tmp_path, {"text": "", "label": 1}, {"text": " ", "label": 0})
+    with pytest.raises(SetupError, match="labelled.text=text: every text of this column is empty"):
+        LabelledFile(path=path).load(None)
+
+
 BROKEN = {
     "text,label\na,1,2\n": "line 2: 3 cells, where the first line names 2 columns; its first line has to name",
     "comment,label\na,1\n": "line 1: it names no column text, but comment, label",
