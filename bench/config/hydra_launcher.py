@@ -1,8 +1,10 @@
 """Make one of Hydra's launcher plug-ins ready to launch; only this module knows how Hydra makes launchers."""
 
+import copy
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -22,17 +25,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.config.command_line import parse
-from bench.config.folders import folder
+from bench.config.folders import LAUNCHER, NAMED, folder, folders
+from bench.config.launch_arguments import FREE, wrong
 from bench.config.ray_launcher import RayLauncher
+from bench.config.values import shown
 from methods.errors import SetupError, require
 
 OF_HYDRA = ("joblib", "submitit_local", "submitit_slurm")
 """Launchers that plug-ins of Hydra bring; conf/launcher has presets for them."""
+NOT_INSTALLED = re.compile(f"Could not find 'hydra/launcher/({'|'.join(OF_HYDRA)})'")
 RAY_TASKS = {
     "_target_": f"{RayLauncher.__module__}.{RayLauncher.__name__}", "address": None, "num_cpus": 1, "num_gpus": 0,
 }  # fmt: skip
-LAUNCHER = re.compile(r"\+*hydra[./]launcher\b")
+NOT_OF_JOBS = re.compile(r"\+*hydra[./](launcher|searchpath)\b")
 QUIET = ("hydra.mode=MULTIRUN", "hydra/hydra_logging=none", "hydra/job_logging=none")
+FOLDER_OPTIONS = (
+    "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.launcher.temp_folder", "hydra.launcher.submitit_folder",
+)  # fmt: skip
 ON_ONE_MACHINE = ("joblib", "submitit_local", "ray")
 
 
@@ -73,24 +82,21 @@ def launcher_of(
     folder for its jobs, unless hydra.sweep.dir is set. If the block is stopped, the jobs of submitit_local are ended.
     Raises SetupError if the launcher is not installed, and for an option that it does not have.
     """
-    named = next(one for one in parse(hydra) if one.key_or_group in ("launcher", "hydra/launcher"))
-    name = str(named.value())
-    if name == "ray" and named.key_or_group == "launcher":
-        require("ray", "launcher=ray", "ray")
-    own = [] if any(one.key_or_group == "hydra.sweep.dir" for one in parse(hydra)) else [_sweep_dir(place)]
+    name, given = _name(hydra), {one.key_or_group for one in parse(hydra)}
+    own = [] if "hydra.sweep.dir" in given else [_sweep_dir(place)]
     GlobalHydra.instance().clear()
-    ConfigStore.instance().store("ray_tasks", RAY_TASKS, "hydra/launcher", provider="steerbench")
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):
         try:
-            cfg = compose("config", overrides=[*own, *QUIET, *hydra, *settings], return_hydra_config=True)
+            cfg = compose("config", overrides=[*own, *QUIET, *_found(hydra), *settings], return_hydra_config=True)
+            _check(cfg, name, given)
             context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=_no_callbacks())
             with open_dict(cfg):  # a job launches nothing itself
-                of_jobs = [one for one in cfg.hydra.overrides.hydra if not LAUNCHER.match(one)]
-                cfg.hydra.overrides.hydra = of_jobs
+                written: Any = OmegaConf.to_container(cfg.hydra.overrides.hydra)
+                cfg.hydra.overrides.hydra = [one for one in written if not NOT_OF_JOBS.match(one)]
             HydraConfig.instance().set_config(cfg)
             made = _made(cfg, context, task)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _told(name, error) from error
+            raise _told(name, hydra, error) from error
         if _kind(cfg) == "joblib":
             _keep_trackers_quiet()
         first = [0]
@@ -120,9 +126,9 @@ def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, res
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):
         try:
-            node = compose("config", overrides=list(hydra), return_hydra_config=True).hydra
+            node = compose("config", overrides=_found(hydra), return_hydra_config=True).hydra
         except (HydraException, OmegaConfBaseException) as error:
-            raise _told(next((one.partition("=")[2] for one in hydra), "none"), error) from error
+            raise _told(_name(hydra), hydra, error) from error
         finally:
             GlobalHydra.instance().clear()
     own = OmegaConf.create({"hydra": _plain(node) if resolved else OmegaConf.to_container(node)})
@@ -146,7 +152,98 @@ def _plain(node: Any) -> Any:
 
 
 def _sweep_dir(place: Path) -> str:
-    return f"hydra.sweep.dir='{place}/{datetime.now():%Y%m%d-%H%M%S}'"
+    quoted = QuotedString(f"{place}/{datetime.now():%Y%m%d-%H%M%S}", Quote.single).with_quotes()
+    return f"hydra.sweep.dir={quoted}"
+
+
+def _name(hydra: Sequence[str]) -> str:
+    """Return the launcher that these arguments name."""
+    named = (one.value() for one in parse(hydra) if one.key_or_group in ("launcher", "hydra/launcher"))
+    return str(next(named, "none"))
+
+
+def _places(hydra: Sequence[str]) -> list[Path]:
+    """Return the folders of plug-ins, and of these arguments, that hold launchers."""
+    given: Any = [one.value() for one in parse(hydra) if one.key_or_group == NAMED]
+    named = given[-1] if given and isinstance(given[-1], list) else given
+    places = folders(tuple(str(Path(str(one).removeprefix("file://")).resolve()) for one in named))[1:]
+    return [one for one in places if (one / LAUNCHER).is_dir()]
+
+
+def _found(hydra: Sequence[str]) -> list[str]:
+    """Return the arguments with the folders in which Hydra has to look for launchers; their files are checked."""
+    ConfigStore.instance().store("ray_tasks", RAY_TASKS, "hydra/launcher", provider="steerbench")
+    places = _places(hydra)
+    for file in (file for place in places for file in (place / LAUNCHER).glob("*.yaml")):
+        _check_file(file)
+    quoted = [QuotedString(f"file://{one}", Quote.single).with_quotes() for one in places]
+    return [
+        *([f"{NAMED}=[{','.join(quoted)}]"] if quoted else []),
+        *(one for one in hydra if not one.startswith(f"{NAMED}=")),
+    ]
+
+
+def _check_file(file: Path) -> None:
+    """Raise SetupError for a launcher's file that sets anything else, which no job would see."""
+    held: Any = OmegaConf.to_container(OmegaConf.load(file))
+    hydra, listed = held.get("hydra") or {}, held.get("defaults") or []
+    entries = [list(one) if isinstance(one, dict) else one for one in listed if one != "_self_"]
+    if (
+        "# @package _global_" not in file.read_text(encoding="utf-8").splitlines()
+        or {*held} - {"defaults", "hydra"}
+        or not isinstance(hydra, dict)
+        or {*hydra} - {"launcher"}
+        or "_target_" in (hydra.get("launcher") or {})
+        or not entries
+        or any("/" in one if isinstance(one, str) else one != ["override /hydra/launcher"] for one in entries)
+    ):
+        raise SetupError(
+            f"{file}: a launcher's file begins with # @package _global_, names Hydra's launcher in its defaults "
+            "(override /hydra/launcher: joblib), and has options below hydra: launcher:, and nothing else; "
+            "conf/launcher/joblib.yaml is an example"
+        )
+
+
+def _check(cfg: DictConfig, name: str, given: Container[str]) -> None:
+    """Raise SetupError for options with which jobs could not be run. given: the options of the command line."""
+    kind, options = _kind(cfg), cfg.hydra.launcher
+    if kind == "ray":
+        require("ray", "launcher=ray", "ray")
+    free = FREE.rpartition(".")[2]
+    if kind != "submitit_slurm" and free in options:
+        raise SetupError(f"{FREE}: only Slurm has further options; leave it out, or set launcher=slurm")
+    more: Any = OmegaConf.to_container(options[free], resolve=True) if free in options else {}
+    values = {str(key): options[key] for key in options if key != free}
+    values |= {f"{free}.{key}": value for key, value in more.items()}
+    found = {key: text for key, value in values.items() if (text := wrong(key, value))}
+    if found:
+        raise SetupError("\n".join(f"hydra.launcher.{key}={shown(values[key])}: {found[key]}" for key in found))
+    if more:
+        options[free] = {key: value for key, value in more.items() if value is not None and value is not False}
+    if kind.startswith("submitit") and "%" in cfg.hydra.sweep.dir:
+        raise SetupError(
+            f"launcher {name}: {cfg.hydra.sweep.dir} has a %, which submitit and Slurm take for the beginning of a "
+            "variable; choose another runtime.results, or set hydra.sweep.dir to a folder without %"
+        )
+    trial = copy.deepcopy(cfg)  # as the first job will see it
+    with open_dict(trial):
+        trial.hydra.job.num, trial.hydra.job.id = 0, "0"
+    HydraConfig.instance().set_config(trial)
+    OmegaConf.to_container(trial.hydra.job.env_set, resolve=True)
+    for key in FOLDER_OPTIONS:
+        if key in given and (value := OmegaConf.select(trial, key)) is not None:
+            within = Path(trial.hydra.sweep.dir) if key == "hydra.sweep.subdir" else Path()
+            _check_folder(f"{key}={value}", within / str(value).partition("%")[0])
+
+
+def _check_folder(given: str, place: Path) -> None:
+    """Raise SetupError if a folder cannot be made or written to; it is not made."""
+    try:
+        nearest = next(one for one in (place.absolute(), *place.absolute().parents) if one.exists())
+        with tempfile.TemporaryDirectory(dir=nearest):
+            pass
+    except OSError as error:
+        raise SetupError(f"{given}: {error.strerror or error}; choose another folder") from error
 
 
 def _no_callbacks() -> Any:
@@ -197,12 +294,18 @@ def _kind(cfg: DictConfig) -> str:
     return "ray" if plugin == "ray_tasks" else plugin
 
 
-def _told(name: str, error: Exception) -> SetupError:
+def _told(name: str, hydra: Sequence[str], error: Exception) -> SetupError:
     """Return the error that says why a launcher cannot be made."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    if name in (*OF_HYDRA, "slurm") and "Could not find" in first:
+    lines = [line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = ": ".join(lines[:2]) if lines[0].endswith("raised while composing config") else lines[0]
+    if NOT_INSTALLED.search(first):
         return SetupError(f"launcher {name} is not installed; run: pip install 'steerbench[launchers]'")
-    if "hydra.launcher." in first:
-        return SetupError(f"launcher {name}: {first}; --cfg all lists its options and their kinds of values")
-    allowed = f"launcher=joblib|submitit_local|slurm|ray, or Hydra's own: hydra/launcher={'|'.join(OF_HYDRA)}"
-    return SetupError(f"launcher {name}: {first}. Allowed: {allowed}")
+    told = f"launcher {name}: {first}"
+    if "Could not find" in first:
+        files = sorted(file.stem for place in [folder(), *_places(hydra)] for file in (place / LAUNCHER).glob("*.yaml"))
+        return SetupError(
+            f"{told}. Allowed: launcher={'|'.join(files)}, or Hydra's own: hydra/launcher={'|'.join(OF_HYDRA)}"
+        )
+    if (key := getattr(error, "full_key", None)) and key not in first:
+        told = f"launcher {name}: {key}: {first}"
+    return SetupError(f"{told}; --cfg all lists the options and their kinds of values")

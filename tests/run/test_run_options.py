@@ -79,7 +79,8 @@ def test_a_dry_run_needs_no_right_to_write(world, tmp_path, capsys, monkeypatch)
 def test_a_dry_run_tells_cells_that_are_the_same(world, tmp_path, capsys):  # noqa: F811
     assert main(arguments(world, tmp_path, "-m", "method=unsteered,caa", "strength=1,2", "runtime.dry_run=true")) == 0
     told = capsys.readouterr().out
-    assert "nothing, the same as cell 0" in told and "4 cells can run, 0 already computed, 1 the same as another" in told
+    assert "nothing, the same as cell 0" in told
+    assert "4 cells can run, 0 already computed, 1 the same as another" in told
 
 
 def test_a_dry_run_tells_cells_of_one_name_apart(world, tmp_path, capsys):  # noqa: F811
