@@ -67,7 +67,7 @@ def _run(given: argparse.Namespace) -> None:
 
     named = any(one.startswith("method=") for one in given.settings)
     settings = [*([] if named else ["method=detox"]), *given.settings, "--results", str(given.results)]
-    jobs = compose.jobs(command_line.with_results(settings), multirun=True)
+    jobs = compose.jobs(command_line.at_once(settings), multirun=True)
     if len(jobs) != 1:
         raise SetupError(f"this names {len(jobs)} cells; name one, and run the command once for each")
     (composed,) = validate.validate_all(jobs)

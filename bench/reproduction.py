@@ -64,7 +64,9 @@ class Reproduction(NamedTuple):
 
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
-    names = list(dict.fromkeys(asked)) or list(filter(may_be_published, folders.groups()["experiment"]))
+    names = list(dict.fromkeys(one.removeprefix("experiment=") for one in asked)) or list(
+        filter(may_be_published, folders.groups()["experiment"])
+    )
     having = [name for name in names if compose.cell([f"experiment={name}"])[1].published]
     if asked and len(having) < len(names):
         without = ", ".join(name for name in names if name not in having)

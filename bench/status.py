@@ -27,6 +27,8 @@ COLOURS = {
     "waiting": "",
 }  # fmt: skip
 
+AHEAD: dict[sweep_state.Ahead, str] = {"shared": "what cells share", "fits": "its fit"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the progress; returns the exit code."""
@@ -76,7 +78,7 @@ def show(sweep: Sweep, every: bool) -> None:
     for name in ("cell", "", "state", "where", "time", "why"):
         table.add_column(name, overflow="fold")
     for number, one in listed[: None if every else SHOWN]:
-        state = terminal(one.state, COLOURS[one.state])
+        state = terminal(one.state + (f": {AHEAD[one.ahead]}" if one.ahead else ""), COLOURS[one.state])
         where = "" if one.host is None else terminal(f"{one.host}, process {one.pid}")
         table.add_row(str(number), terminal(one.label), state, where, took(one), terminal(one.message or ""))
     console.print(table)

@@ -67,7 +67,7 @@ def working(results: Path) -> list[psutil.Process]:
     """The processes that are at work at a cell."""
     newest = next(iter(sweep_state.folders(results / "runs")), None)
     sweep = newest and sweep_state.read(newest)
-    pids = [one.pid for one in sweep.cells if one.state == "running" and one.pid] if sweep else []
+    pids = [one.pid for one in sweep.cells if one.state == "running" and one.pid and not one.ahead] if sweep else []
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 

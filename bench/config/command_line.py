@@ -230,6 +230,15 @@ def with_results(arguments: Sequence[str]) -> list[str]:
     return [*(one for one in left if one not in written), f"{NAMED}=[{','.join([*before, *places])}]"]
 
 
+def at_once(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command that has no dry run. Raises SetupError if they ask for one."""
+    left = with_results(arguments)
+    for one in left:
+        if one.lstrip("+").startswith("runtime.dry_run=") and not one.lower().endswith("=false"):
+            raise SetupError(f"{one}: only python -m bench and python -m bench.prefetch have a dry run; leave it out")
+    return left
+
+
 class Printed(NamedTuple):
     """What `--cfg` prints: the config of the cells, Hydra's, or both. resolved: whether `${...}` is resolved."""
 

@@ -1,8 +1,10 @@
 """Make one of Hydra's launcher plug-ins ready to launch; only this module knows how Hydra makes launchers."""
 
 import copy
+import functools
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -99,6 +101,7 @@ def launcher_of(
             raise _told(name, hydra, error) from error
         if _kind(cfg) == "joblib":
             _keep_trackers_quiet()
+            _keep_workers_quiet()
         first = [0]
 
         def launch(jobs: Sequence[Sequence[str]]) -> list[Any]:
@@ -286,6 +289,28 @@ def _keep_trackers_quiet() -> None:
     """
     quiet = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = ",".join(one for one in (os.environ.get("PYTHONWARNINGS"), quiet) if one)
+
+
+def _keep_workers_quiet() -> None:
+    """Let joblib start its workers with Ctrl-C blocked: each of them would print where it is in its imports.
+
+    A terminal sends Ctrl-C to all processes; this one, which can block it for a moment only, ends its workers.
+    """
+    from joblib.externals.loky.backend import fork_exec
+
+    start = fork_exec.fork_exec
+    if hasattr(start, "__wrapped__"):
+        return
+
+    @functools.wraps(start)
+    def blocked(*arguments: Any, **options: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return start(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    fork_exec.fork_exec = blocked
 
 
 def _kind(cfg: DictConfig) -> str:

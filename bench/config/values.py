@@ -155,7 +155,8 @@ def _words(hint: Any, within: Range) -> str:
     if asked is list:
         return f"a list in brackets, each {words(item(hint), within)}"
     if asked is dict:
-        return f"a mapping {{name: value}}{'' if item(hint) is Any else ', each value ' + words(item(hint), within)}"
+        each = "" if item(hint) is Any else f" (each value {words(item(hint), within)})"
+        return f"a mapping {{name: value}}{each}"
     if asked in WORDS:
         return WORDS[asked]
     made = isinstance(asked, type) and asked not in (Any, object)

@@ -145,13 +145,25 @@ def _next(read: int, signals: Sequence[int]) -> int | None:
 
 
 def _leave(number: int, ended: threading.Event, farewell: Callable[[int], None]) -> NoReturn | None:
-    """End the process without waiting for a terminal that does not read the message."""
+    """End the process and its children without waiting for a terminal that does not read the message."""
     if ended.is_set():
         return None
-    saying = threading.Thread(target=farewell, args=(number,), daemon=True)
-    saying.start()
-    saying.join(1.0)
+    last = [threading.Thread(target=farewell, args=(number,), daemon=True)]
+    last.append(threading.Thread(target=_end_children, daemon=True))  # it imports, which may wait for the main thread
+    for one in last:
+        one.start()
+    for one in last:
+        one.join(1.0)
     os._exit(exit_code(number))
+
+
+def _end_children() -> None:
+    """Send SIGTERM to the processes that this one has started; an idle worker would wait for work for minutes."""
+    import psutil
+
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):
+            one.terminate()
 
 
 def _in_child() -> None:

@@ -129,7 +129,7 @@ def _cell(overrides: Sequence[str]) -> "Cell":
 
     if {"-m", "--multirun"} & set(overrides):
         raise SetupError("an export holds one method at one strength; leave out -m, and run the command once for each")
-    jobs = compose.jobs(command_line.with_results(overrides), multirun=True)
+    jobs = compose.jobs(command_line.at_once(overrides), multirun=True)
     if len(jobs) > 1:
         raise SetupError(
             f"this names {len(jobs)} cells; an export holds one method at one strength, so run the command once for "

@@ -162,7 +162,7 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
     """Return how a text begins and ends with this model, as the identity of the model contains it.
 
     bos: what a text begins with; with model.bos=tokenizer, what the tokenizer puts there. stop_tokens: null, unless the
-    generation config lists tokens without the tokenizer's own end of text, at which older versions then did not stop.
+    generation config lists stop tokens but not the tokenizer's own end of text; older versions did not stop there.
     system_role: False for a chat template that silently drops system messages; older versions lost them, now they are
     put into the user's turn. thinking, judged: what model.thinking changes (`bench.model.thinking.set_thinking`);
     missing if it changes nothing.

@@ -44,7 +44,8 @@ def _help() -> None:
     page.print(
         "Fetches what the command with the same ARGUMENTS needs: model and tokenizer, data sets, wheels, classifiers "
         "of scorers. No model is loaded. An interrupted download continues where it stopped. Afterwards the command "
-        "runs without network if runtime.offline=true is set.",
+        "runs without network if runtime.offline=true is set. A launcher's options change nothing here, and with "
+        "runtime.dry_run=true the parts are only listed.",
         markup=False,
     )
     page.print(
@@ -56,19 +57,28 @@ def _help() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
-    from bench.config import compose
+    from bench.config import command_line, compose, launch_arguments
     from bench.hub import network
     from bench.prefetch import fetching
     from bench.run import validate
 
     overrides, target = _manifest(given)
     multirun = bool({"-m", "--multirun"} & set(overrides))
-    overrides = [one for one in overrides if one not in ("-m", "--multirun")]
+    overrides = command_line.with_results([one for one in overrides if one not in ("-m", "--multirun")])
+    overrides, _ = launch_arguments.split(overrides)
     configs = validate.validate_all(compose.jobs(overrides, multirun))
     if all(cfg.runtime.offline for cfg in configs):
         network.forbid()
     began = time.monotonic()
     todo = fetching.steps(configs)
+    if any(cfg.runtime.get("dry_run") for cfg in configs):
+        for step in todo:
+            command.overview().print(terminal(step.label))
+        parts = f"{len(todo)} part{'s' if len(todo) != 1 else ''}"
+        console.print(
+            f"{parts}; runtime.dry_run=true: nothing was fetched, and what is there already was not looked for"
+        )
+        return 0
 
     def tell(number: int, step: "Step") -> None:
         spent = time.monotonic() - began

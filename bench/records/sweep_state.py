@@ -2,7 +2,8 @@
 
 A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` holds the command and the cells, `<n>.json` the state
 of cell n. The process that works on cell n holds `<n>.lock` (`bench.files.locks`), so a cell whose process died differs
-from one that is being computed. The process of the command holds `sweep.lock`.
+from one that is being computed. The process of the command holds `sweep.lock`. While a job computes ahead what the cell
+and others need, `<n>-ahead.json` and `<n>-ahead.lock` say so in the same way; the job removes the former at its end.
 """
 
 import json
@@ -28,6 +29,8 @@ State = Literal["known", "waiting", "running", "stopped", "done", "failed", "unk
 
 unknown: its file cannot be read, or does not tell whether its process lives.
 """
+Ahead = Literal["shared", "fits"]
+"""What a job computes before any cell begins (`bench.run.job.Stage`)."""
 NAME = re.compile(r"\d{8}-\d{6}-\d+")
 OWN_LOCK = "sweep.lock"
 NO_LOCK = "it was begun, but whether its process lives cannot be found out from here"
@@ -48,13 +51,17 @@ STATE = schema.fields(
     since=schema.maybe(TIME),
     until=schema.maybe(TIME),
     message=schema.maybe(schema.TEXT),
+    ahead=schema.maybe(schema.is_a(str, "a kind of work", lambda word: word in get_args(Ahead))),
 )
-"""The schema of the file `<n>.json`, in which a process writes the state of cell n."""
+"""The schema of the files `<n>.json` and `<n>-ahead.json`, in which a process writes the state of cell n."""
 
 
 @dataclass(frozen=True)
 class CellState:
-    """A cell of a sweep. since, until: when it began and when it ended, in seconds since 1970."""
+    """A cell of a sweep. since, until: when it began and when it ended, in seconds since 1970.
+
+    ahead: what the process computes, or computed when it died, if the cell itself has not begun.
+    """
 
     label: str
     state: State
@@ -63,6 +70,7 @@ class CellState:
     since: float | None = None
     until: float | None = None
     message: str | None = None
+    ahead: Ahead | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,13 @@ class Sweep:
     def seconds_left(self) -> float | None:
         """The estimated seconds to the end, from the finished cells; None if no cell is finished or none is running."""
         took = [one.until - one.since for one in self.cells if one.state == "done" if one.until and one.since]
-        running = [one for one in self.cells if one.state == "running"]
+        running = [one for one in self.cells if one.state == "running" and not one.ahead]
         if not took or not running:
             return None
         mean, now = sum(took) / len(took), time.time()
         rest = sum(max(0.0, mean - (now - (one.since or now))) for one in running)
-        return (rest + mean * self.count("waiting", "stopped")) / len(running)
+        to_begin = sum(one.state in ("waiting", "stopped") or one.ahead is not None for one in self.cells)
+        return (rest + mean * to_begin) / len(running)
 
 
 class Log:
@@ -141,14 +150,24 @@ class Log:
         with _held(self.folder / f"{number}.lock", f"cell {number}"):
             yield
 
+    @contextmanager
+    def working_ahead(self, number: int, ahead: Ahead) -> Iterator[None]:
+        """Log, while the block runs, that this process computes what the cell and others need."""
+        name = f"{number}-ahead"
+        with _held(self.folder / f"{name}.lock", f"what cell {number} needs"):
+            self._write(name, "running", since=time.time(), ahead=ahead)
+            yield
+            with suppress(OSError):
+                (self.folder / f"{name}.json").unlink()
+
     def ended(self, number: int, message: str | None = None) -> None:
         """Log that the cell has its results or, with a message, why it failed."""
         self._write(number, "done" if message is None else "failed", until=time.time(), message=message)
 
-    def _write(self, number: int, state: State, **more: Any) -> None:
+    def _write(self, name: int | str, state: State, **more: Any) -> None:
         about = {"state": state, "host": platform.node(), "pid": os.getpid(), "since": self._since, **more}
         with suppress(OSError):
-            atomic.write_whole(self.folder / f"{number}.json", json.dumps(about) + "\n")
+            atomic.write_whole(self.folder / f"{name}.json", json.dumps(about) + "\n")
 
 
 @contextmanager
@@ -182,16 +201,17 @@ def read(folder: Path) -> Sweep | None:
 
 def _cell(folder: Path, number: int, label: str, known: bool) -> CellState:
     """Read the state of one cell from its log."""
-    path = folder / f"{number}.json"
-    if not os.path.lexists(path):
-        return CellState(label, "known" if known else "waiting")
-    about = _checked(path, STATE)
-    if about is None:
-        return CellState(label, "unknown", message=f"its file {path.name} cannot be read")
-    if about["state"] == "running" and not (held := locks.is_held(folder / f"{number}.lock")):
-        about |= {"state": "stopped"} if held is False else {"state": "unknown", "message": NO_LOCK}
-    own = ("state", "host", "pid", "since", "until", "message")
-    return CellState(label, **{name: about[name] for name in own if name in about})
+    for name in (f"{number}", f"{number}-ahead"):
+        about = _checked(path := folder / f"{name}.json", STATE)
+        if about is None and not os.path.lexists(path):
+            continue
+        if about is None:
+            return CellState(label, "unknown", message=f"its file {path.name} cannot be read")
+        if about["state"] == "running" and not (held := locks.is_held(folder / f"{name}.lock")):
+            about |= {"state": "stopped"} if held is False else {"state": "unknown", "message": NO_LOCK}
+        own = ("state", "host", "pid", "since", "until", "message", "ahead")
+        return CellState(label, **{key: about[key] for key in own if key in about})
+    return CellState(label, "known" if known else "waiting")
 
 
 def _checked(path: Path, check: schema.Check) -> dict[str, Any] | None:

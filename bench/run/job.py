@@ -98,7 +98,8 @@ def work(job: Job) -> dict[int, Failure]:
         one = prepared.pop(number)  # a cell that has ended is given up, with its fit and its variants
         found: Failure | object
         if job.stage != "cells":
-            found = one if isinstance(one, Failure) else _ahead(one[0], job.stage)
+            with log.working_ahead(number, job.stage):
+                found = one if isinstance(one, Failure) else _ahead(one[0], job.stage)
         else:
             with log.working(number):
                 found = one if isinstance(one, Failure) else runner.run_cell(one[0])
@@ -175,7 +176,9 @@ def _signals(runs: Path) -> Iterator[None]:
 
     try:
         with stopping.orderly(farewell, more):
+            before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # joblib's workers start without it
             yield
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except stopping.Stopped as stopped:
         farewell(stopped.number)
         if stopped.number == REQUEUE and callable(again):

@@ -51,6 +51,7 @@ def run(
     hydra: the launcher and its options. command: what was typed, for the log. alone: for each cell the command that
     runs only this cell.
     """
+    check(configs, hydra)
     threads = _threads(configs)
     Path(configs[0].runtime.results).mkdir(parents=True, exist_ok=True)  # so that lg/../lg2 is one folder for all
     results = Path(configs[0].runtime.results).resolve()
@@ -112,7 +113,7 @@ def _log_failed(failed: Mapping[int, Failure], log: Log) -> None:
     """Log the failures that no job has logged; a job that goes on logs its own end."""
     sweep = sweep_state.read(log.folder)
     for number, one in failed.items():
-        if sweep is not None and sweep.cells[number].state not in ("failed", "running"):
+        if sweep is not None and ((found := sweep.cells[number]).ahead or found.state not in ("failed", "running")):
             log.ended(number, one.message)
 
 

@@ -142,7 +142,7 @@ def _run(given: Sequence[str]) -> int:
 
     if {"-m", "--multirun"} & set(given):
         raise SetupError("a self-test checks one method on one model; leave out -m, and run the command once for each")
-    jobs = compose.jobs(command_line.with_results(given), multirun=True)
+    jobs = compose.jobs(command_line.at_once(given), multirun=True)
     if len(jobs) > 1:
         raise SetupError(f"this names {len(jobs)} cells; a self-test checks one, so run the command once for each")
     (cfg,) = validate.validate_all(jobs)

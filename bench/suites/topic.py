@@ -111,7 +111,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
 
     A sentence that mentions the topic only in its given part is in neither kind. words: as in `Topic`. path: a file,
     JSONL or CSV, with the column `text`, each a sentence; None: sentences of film reviews. prefix_words: how many words
-    are given; they must have at least as many tokens as there are rows in a method that steers the front of a text.
+    are given; they must have at least as many tokens as a method such as ActAdd steers at the front of a text.
     texts: the most sentences of each kind, which are the first in the order of a hash; None for all. dev_texts: how
     many sentences of each kind the dev split has.
     """

@@ -96,7 +96,7 @@ EXPERIMENTS = {
     "sweep: ['experiment=ci']": "experiment=ci in a line of a sweep",
     "sweep: method=caa": "sweep=method=caa: expected a list in brackets, each text",
     "swep: [method=caa]": "unknown key swep; did you mean sweep?",
-    "asks: [pairs.path]": 'asks=["pairs.path"]: expected a mapping {name: value}, each value text',
+    "asks: [pairs.path]": 'asks=["pairs.path"]: expected a mapping {name: value} (each value text)',
     "differs: ['${nothing}']": "differs does not resolve: Interpolation key 'nothing' not found",
     "sweep: [{method: caa}]": 'sweep[0]={"method": "caa"}: expected text',
     "defaults: [override /model: lama, _self_]": "its defaults name model=lama: there is no such model; did you mean",

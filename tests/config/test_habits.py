@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from bench.__main__ import main
 from bench.config import compose, folders, item_limit
-from bench.config.command_line import Printed, alone, with_results, without_added, without_cfg
+from bench.config.command_line import Printed, alone, at_once, with_results, without_added, without_cfg
 from bench.run import validate
 from methods.errors import SetupError
 from tests.config.test_plugins import sample, site  # noqa: F401
@@ -29,6 +29,12 @@ def test_which_config_is_asked_for():
     assert without_cfg(["a=1", "--cfg", "all", "--resolve"]) == (["a=1"], Printed("all", resolved=True))
     assert without_cfg(["-c=hydra", "a=1"]) == (["a=1"], Printed("hydra", resolved=False))
     assert without_cfg(["--resolve"]) == (["--resolve"], None)  # told later what it belongs to
+
+
+def test_a_command_without_a_dry_run_refuses_it():
+    assert at_once(["--results", "a", "runtime.dry_run=false"]) == ["runtime.results=a", "runtime.dry_run=false"]
+    with pytest.raises(SetupError, match="runtime.dry_run=true: only python -m bench and .*prefetch have a dry run"):
+        at_once(["runtime.dry_run=true"])
 
 
 def test_a_swept_option_is_named_once():

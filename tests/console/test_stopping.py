@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.__main__ import main
@@ -84,6 +85,17 @@ def test_a_second_signal_does_not_wait(monkeypatch):
         time.sleep(0.5)
     assert process.communicate(timeout=20)[1] == "stopped by Ctrl-C; a true sentence\n"
     assert process.returncode == 130 and time.monotonic() - begin < 10
+
+
+def test_a_second_signal_ends_the_children_too():
+    """As joblib's workers, which Ctrl-C does not reach."""
+    process = started("import subprocess\n    print(subprocess.Popen(['sleep', '100']).pid, flush=True)" + SWALLOWED)
+    assert process.stdout is not None
+    child = psutil.Process(int(process.stdout.readline()))
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert process.wait(10) == 130 and child.wait(10) is None  # it is nobody's child any more
 
 
 def test_nohup_is_heeded():

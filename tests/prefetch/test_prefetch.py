@@ -133,6 +133,21 @@ def test_detoxify_brings_its_checkpoint_and_its_base(hub, tmp_path, monkeypatch)
     assert hub.asked == []
 
 
+def test_it_takes_a_runs_arguments_and_a_dry_run_fetches_none(hub, tmp_path, capsys):
+    (tmp_path / "conf/sampling").mkdir(parents=True)
+    (tmp_path / "conf/sampling/mine.yaml").write_text("defaults: [greedy]\n")
+    launched = ("-m", "launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=/nowhere", "seed.sample=0,1")
+    for option in ("-cd", "--config-dir"):
+        own = (option, str(tmp_path / "conf"), "sampling=mine", "--results", str(tmp_path / "results"))
+        assert command.main([*SWEEP, *launched, *own, "runtime.dry_run=true"]) == 0
+        out = capsys.readouterr()
+        assert out.out.splitlines() == ["model org/tiny", "scorer hf_classifier", "suite capability"]
+        assert "3 parts; runtime.dry_run=true: nothing was fetched" in out.err
+    assert hub.asked == [] and not (tmp_path / "results").exists()
+    assert command.main([*SWEEP, "hydra.launcher.n_jobs=2"]) == 2
+    assert "needs a launcher" in capsys.readouterr().err
+
+
 def test_a_manifest_without_a_name_is_refused(capsys):
     assert command.main(["method=unsteered", "--manifest"]) == 2
     assert "expected the file to write" in capsys.readouterr().err

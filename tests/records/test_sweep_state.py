@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import time
 
 import pytest
@@ -80,6 +81,35 @@ def test_time_and_next_step_of_a_stopped_cell(tmp_path, capsys):
     assert "1 stopped" in out and "120 min" not in out and "nothing runs: the same command goes on" in out
     with log.going_on():
         assert "1 stopped; it waits for its jobs" in shown(tmp_path, capsys)[1]
+
+
+@pytest.mark.parametrize(("ahead", "words"), [("shared", "what cells share"), ("fits", "its fit")])
+def test_work_ahead_of_the_cells_is_running(ahead, words, tmp_path, capsys):
+    log = begun(tmp_path / "runs")
+    with log.going_on(), log.working_ahead(2, ahead):
+        out = shown(tmp_path, capsys)[1]
+        (found,) = json.loads(shown(tmp_path, capsys, "--json")[1])
+    assert "2 done, 1 running\n" in out and f"running: {words}" in out and f"process {os.getpid()}" in out
+    assert found["cells"][2]["ahead"] == ahead and found["cells"][2]["since"] > time.time() - 60
+    assert "1 waiting; nothing runs" in shown(tmp_path, capsys)[1]
+
+
+def test_a_fit_whose_process_died_is_told_until_its_cell_begins(tmp_path, capsys):
+    log = begun(tmp_path / "runs")
+    with pytest.raises(SystemExit), log.working_ahead(2, "fits"):
+        raise SystemExit  # as a killed process, it holds the lock no more and has not logged an end
+    out = shown(tmp_path, capsys)[1]
+    assert "2 done, 1 stopped" in out and "stopped: its fit" in out
+    with log.working(2):
+        sweep = sweep_state.read(log.folder)
+        assert sweep is not None and sweep.cells[2].ahead is None and sweep.count("running") == 1
+
+
+def test_work_ahead_makes_no_estimate_of_the_time_left(tmp_path):
+    log = begun(tmp_path)
+    with log.working_ahead(2, "fits"):
+        sweep = sweep_state.read(log.folder)
+        assert sweep is not None and sweep.count("running") == 1 and sweep.seconds_left is None
 
 
 def test_cells_that_cannot_run_are_told_as_failed(tmp_path, capsys):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from hydra.errors import HydraException
+from joblib import Parallel, delayed
 from omegaconf import OmegaConf
 
 from bench.__main__ import Sweep, main
@@ -34,7 +35,8 @@ from tests.run.test_smoke import arguments, contents, without_figures, world  # 
 def test_arguments_for_a_launcher_are_split_off():
     given = ["method=caa", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=/x", "seed.fit=0,1"]
     assert split(given) == (["method=caa", "seed.fit=0,1"], given[1:4])
-    assert split(["launcher=slurm", "hydra.searchpath=[/y]"]) == (["hydra.searchpath=[/y]"], ["launcher=slurm"])
+    both = ["launcher=slurm", "hydra.searchpath=[/y]"]  # a folder may hold launchers, too
+    assert split(both) == (both[1:], both)
     read_by_hydra = ["launcher=joblib", "hydra.launcher.n_jobs=${oc.env:NJ}"]
     assert split(read_by_hydra) == ([], read_by_hydra)
     for one_process in ([], ["launcher=null"], ["hydra/launcher=basic"], ["hydra/sweeper=basic"]):
@@ -55,7 +57,7 @@ def test_arguments_for_a_launcher_are_split_off():
         (["launcher=joblib", "hydra.launcher=null"], "its options one by one"),
         (["launcher=joblib", "hydra.launcher._target_=os.system"], "its options one by one"),
         (["launcher=joblib", "++hydra.launcher.foo=1"], "so that a name which"),
-        (["launcher=joblib", "hydra.launcher.backend=threading"], "backend=loky"),
+        (["launcher=joblib", "hydra.launcher.backend=threading"], "expected loky"),
         (["launcher=joblib", "hydra.sweep.dir="], "expected a folder"),
         (["launcher=joblib", "hydra.launcher.n_jobs=0"], "expected a number of processes"),
         (["launcher=joblib", "hydra.launcher.n_jobs=true"], "expected a number of processes"),
@@ -76,8 +78,8 @@ def nothing(_):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["launcher=nobody"], "Allowed: launcher=joblib|submitit_local|slurm|ray"),
-        (["hydra/launcher=ray_on_mars"], "Allowed: launcher=joblib|submitit_local|slurm|ray"),
+        (["launcher=nobody"], r"Allowed: launcher=joblib\|ray\|slurm\|submitit_local, or"),
+        (["hydra/launcher=ray_on_mars"], r"Allowed: launcher=joblib\|ray\|slurm\|submitit_local, or"),
         (["launcher=joblib", "hydra.launcher.processes=2"], "processes"),
     ],
 )
@@ -107,6 +109,14 @@ def test_jobs_of_this_machine_end_with_a_stopped_launcher(launcher, code, tmp_pa
         assert process.stdout is not None and process.stdout.readline() == b"\n"
         raise KeyboardInterrupt
     assert process.wait(30) == code
+
+
+def test_joblibs_workers_start_with_ctrl_c_blocked(tmp_path):
+    """It came to all of them while they imported, and each printed a traceback."""
+    with launcher_of(["hydra/launcher=joblib"], [], nothing, tmp_path):
+        found = Parallel(n_jobs=2)(delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, []) for _ in range(2))
+    assert all(signal.SIGINT in one for one in found)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_job_is_read_as_it_was_written():
@@ -197,6 +207,20 @@ def test_what_cells_share_comes_in_a_wave_of_its_own(world, tmp_path, asked, kin
     assert {key.partition(" ")[0] for one in todo for key in launch._shared(one)} == kinds
     found = [(stage, [one.number for one in wave]) for stage, wave in launch.waves(todo)]
     assert (found[0] == ("shared", [0])) == bool(kinds) and found[-1] == ("cells", [0, 1])
+
+
+@pytest.mark.usefixtures("without_figures", "launched")
+def test_the_first_waves_are_logged_while_they_run(world, tmp_path, monkeypatch):  # noqa: F811
+    def ahead(cell, stage):
+        sweep = sweep_state.read(sweep_state.folders(tmp_path / "runs")[0])
+        assert sweep is not None
+        seen.append((stage, [(one.state, one.ahead) for one in sweep.cells]))
+        return real(cell, stage)
+
+    real, seen = job._ahead, []
+    monkeypatch.setattr(job, "_ahead", ahead)
+    assert main(arguments(world, tmp_path, "method=caa", "strength=1,2", "runtime.threads=1", "launcher=joblib")) == 0
+    assert seen == [("fits", [("running", "fits"), ("waiting", None)])]
 
 
 @pytest.mark.usefixtures("without_figures")
