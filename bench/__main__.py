@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 ALONE = 5
-"""The largest number of commands of failed cells that are printed for one reason."""
+"""For each reason of failure, at most so many commands of its cells are printed."""
 
 
 def all_cached(cells: int) -> str:

@@ -89,12 +89,14 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     chosen = [(one.frame, metric or one.aims.headline) for one in found if metric is None or metric in one.metrics]
     rows = pd.concat([_changes(frame, name) for frame, name in chosen], ignore_index=True)
     if methods and not rows["method"].isin(methods).any():
-        raise SetupError(f"compare{(results, *methods)}: a change is from the unsteered model; name other methods")
+        raise SetupError(
+            f"compare{(results, *methods)}: the unsteered model has no change from itself; name steered methods"
+        )
     return rows[rows["method"].isin(methods)].reset_index(drop=True) if methods else rows
 
 
 def _records(results: str | Path) -> list[table.Result]:
-    """Return the results of a folder; warns of each record that is damaged, which is left out."""
+    """Return the results of a folder; warns of each damaged record, and leaves it out."""
     records, skipped = table.read_records(_runs(results))
     for line in skipped:
         warnings.warn(line, stacklevel=3)

@@ -1,4 +1,4 @@
-"""The papers' figures beside ours, computed from the experiments' YAML and the records.
+"""The papers' numbers, called figures here, from the experiments' YAML, beside ours, from the records.
 
 python -m bench.reproduction [experiment ...] [--results results]
 """

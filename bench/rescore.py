@@ -71,7 +71,7 @@ def _run(given: Sequence[str]) -> int:
     records, skipped = read_records(results / "runs")
     for line in skipped:
         console.print(terminal(f"warning: {line}"))
-    rescored: dict[str, Rescored] = {}  # by id: records that differ only in their scorers give one
+    rescored: dict[str, Rescored] = {}  # by id; records that differ only in their scorers give the same one
     failed = 0
     for stored in records:
         with telling(stored.record.id) as told:
@@ -100,7 +100,7 @@ def _run(given: Sequence[str]) -> int:
 
 @contextmanager
 def telling(name: str) -> Iterator[list[str]]:
-    """If the block fails, print why this record is skipped and add it to the list; the other records go on.
+    """If the block fails, print why this record is skipped, and add the reason to the list; the other records go on.
 
     A record is data, which anybody may have edited: its settings may fail anywhere between here and the last score.
     """
@@ -141,11 +141,11 @@ class Rescored:
 
     @classmethod
     def of(cls, stored: "Result", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
-        """Return the stored result to judge; None for a record of tuning, without settings, or without judges.
+        """Return the stored result to judge; None for a record of tuning or without settings, and if nothing judges it.
 
         A record is data: only classes of conf/ and of installed plug-ins are built from it, and what a suite takes from
-        this run (`given_to_suites`) is never read from it. Raises SetupError for settings that are refused, as those
-        that name other classes.
+        this run (`given_to_suites`) is never read from it. Raises SetupError for settings that are refused, such as
+        those that name other classes.
         """
         from bench.config.build import built
         from bench.suites.continued import Judged

@@ -89,7 +89,7 @@ def _show_versions() -> None:
 
 
 def _complete(line: Sequence[str]) -> int:
-    """Print the words that may complete the command line of a shell, whose script throws errors away."""
+    """Print the words that may complete a shell's command line; the script in the shell throws errors away."""
     from bench.config import completion
 
     modules = {name: one.module for name, one in COMMANDS.items()}

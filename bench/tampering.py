@@ -7,14 +7,15 @@ before   the method without the fine-tuning, with the same data and strength: do
 alone    the same fine-tuning of the unsteered model (examples, settings and strength alike): does the method still do
          anything after it?
 
-Two rows have the same data if their records state the same about them. A comparison is left empty, with a warning, if
-several rows fit alike, and if the fits of the method have different strengths. A stack is left out, with a warning, if
-its last part is not the fine-tuning, and if its parts were fine-tuned on different examples.
+Two rows have the same data if their records state the same about these. A comparison is left empty, with a warning, if
+several rows match equally well, and if the fits of the method have different strengths. A stack (`methods.Stack`) is
+left out, with a warning, if its last part is not the fine-tuning, and if its parts were fine-tuned on different
+examples.
 
-Values are means over fits, on the sampling seeds and items that the compared rows share. Changes of single fits have
-95% intervals over items, and p of a paired test. With several fits, intervals and p are from the same draws, over items
-and fits, as for the controls of the leaderboard: a single fit beside several counts as one more of them. The p values
-are corrected by Holm's method, over all tests of one kind in a table. tampering.csv holds the lines.
+Values are means over fits, on the sampling seeds and items that the compared rows share. The change between single fits
+has a 95% interval over items, and p is of a paired test. With several fits, interval and p are from the same draws over
+items and fits, as for the controls of the leaderboard: a single fit beside several counts as one more of them. The p
+values are corrected by Holm's method, over all tests of one kind in a table. tampering.csv holds the lines.
 
 Exit code 0: done; 2: something the user must fix; 130: stopped by Ctrl-C.
 """
@@ -49,7 +50,7 @@ from methods.errors import SetupError
 
 KINDS = ("before", "alone")
 TRAINING = ("learning_rate", "epochs", "batch_size", "max_tokens", "optimizer")
-"""The options of a fine-tuning that have to agree; the loss of a penalty has to agree as well."""
+"""The options of a fine-tuning that have to agree; `training` adds more, such as the weight of a KL penalty."""
 READ_AT = ("source", "revision", "verified", "unverified")  # where data were read; their fingerprint says what they are
 ENDING = " fine-tuned on"  # of the texts of a `Place`
 COLUMNS = ["table", "model", "metric", "method", "texts", "examples", "value",
@@ -135,7 +136,10 @@ def compared(row: Row, other: Row, metric: str, transform: Transform) -> tuple[B
 
 
 def told_apart(found: Sequence[Tampered], called: Sequence[str]) -> Iterator[str]:
-    """Yield the texts of each line; where lines would read the same, also what differs in examples, or the record."""
+    """Yield the column "texts" of each line; lines that would read the same also name what differs in their examples.
+
+    If nothing differs there, they name the record.
+    """
     heads = [(name, one.place.unit, one.place.x) for one, name in zip(found, called, strict=True)]
     facts = [stated(one.place.row, "examples") for one in found]
     for one, head, own in zip(found, heads, facts, strict=True):
@@ -174,7 +178,7 @@ def tampered(table: Table) -> Iterator[Tampered]:
 
 
 def measured(table: Table, metric: str) -> tuple[Row, ...]:
-    """Return the rows of a table, made of only the records with a metric, so that no fit is apart for other suites."""
+    """Return a table's rows, made of only the records with a metric, so that other suites put no fit in another row."""
     suite, _, name = metric.partition(".")
     fits = [fit for row in table.rows for fit in row.fits if metric in fit.items()]
     return rows(
@@ -183,7 +187,7 @@ def measured(table: Table, metric: str) -> tuple[Row, ...]:
 
 
 def left_out(row: Row) -> str | None:
-    """Return why a stack is no method with a fine-tuning after it; None if it is one, and for any other method."""
+    """Return why a stack is not a method followed by a fine-tuning; None if it is, and for any other method."""
     parts = list(row.method.parts.values())
     if parts and parts[-1].name != ALONE:
         return "its last part is not the fine-tuning"
@@ -192,7 +196,10 @@ def left_out(row: Row) -> str | None:
 
 
 def untouched(every: Sequence[Row], place: Place) -> list[Row]:
-    """Return the rows of the first part of a stack of two alone, with the strength, given or tuned, and data it has."""
+    """Return the rows of a two-part stack's first part alone, at the strength and on the data that it has there.
+
+    A strength that was tuned matches as well as one that was given.
+    """
     wanted = first_part(place)
     if wanted is None or place.row.data is None:
         return []
@@ -207,12 +214,12 @@ def untouched(every: Sequence[Row], place: Place) -> list[Row]:
 
 
 def trained_alike(plain: Row, row: Row) -> bool:
-    """Return whether a fine-tuning of the unsteered model is the fine-tuning of a row."""
+    """Return whether the unsteered model was fine-tuned (`plain`) in the same way as the row."""
     return len(plain.strengths) == 1 and training(row).items() <= training(plain).items()
 
 
 def training(row: Row) -> dict[str, Any]:
-    """Return settings, strength and data of a row's fine-tuning; its version only for the method ALONE."""
+    """Return settings, strength and data of a row's fine-tuning, and for the method ALONE the method's version."""
     name, part = fine_tuning(row)
     strength = row.method.strength_of(name, row.strengths[0]) if name else row.strengths[0]
     found = {key: part.settings.get(key) for key in TRAINING}
@@ -243,9 +250,10 @@ def flat(facts: Any, path: str = "") -> dict[str, Any]:
 
 
 def beside(name: str, place: Place, fitting: Mapping[str, Sequence[Row]], metric: str) -> Tampered:
-    """Return a row and the one that fits of each kind, on the same items; warn if several fit, or no item is shared.
+    """Return a row and the row of each kind to compare it with, on the same items.
 
-    name: what warnings call the row.
+    Warn if several rows match, and if no item is shared. name: what warnings call the row. fitting: the rows that
+    match, by kind ("before", "alone").
     """
     kept = {"after": place.row}
     for kind, found in fitting.items():
@@ -263,7 +271,7 @@ def beside(name: str, place: Place, fitting: Mapping[str, Sequence[Row]], metric
 
 
 def on_same_items(several: Sequence[Row], metric: str) -> list[Row]:
-    """Return rows with only the sampling seeds and items that all their fits have; none if they have none."""
+    """Return the rows with only the sampling seeds and items that all their fits share; no row if they share none."""
     seeds = set.intersection(*(row.comparisons for row in several))
     measured_on = [fit.items(seeds).get(metric) for row in several for fit in row.fits]
     shared = set.intersection(*(set(one.index) if one is not None else set() for one in measured_on))

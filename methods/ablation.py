@@ -49,7 +49,7 @@ class Ablation(Method):
     is absent, at 1 it is present, and the vector r is not normalised. Our strength 1 is the paper's alpha 0.
     eraser: `orth` removes the orthogonal projection onto r. `leace` removes an oblique projection along the same u, the
     one that changes the features least in the metric of S, the shrunk covariance of the features of both sides:
-    S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * 1. With fewer texts than D the covariance has no
+    S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * I. With fewer texts than D the covariance has no
     inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1, `leace` equals `orth`. With
     either eraser, both sides have the same mean at strength 1.
 
@@ -234,7 +234,7 @@ _factors: "weakref.WeakKeyDictionary[PreTrainedModel, float]" = weakref.WeakKeyD
 
 @torch.inference_mode()
 def _embedding_factor(model: PreTrainedModel) -> float:
-    """Return the factor by which a row of the token embedding is multiplied before block 0, by reading one token twice.
+    """Read one token twice to find the factor by which a row of the token embedding is multiplied before block 0.
 
     Raises SetupError if the stream before block 0 is not a multiple of that row, because a norm or a matrix stands
     between.

@@ -80,7 +80,7 @@ class ActAdd(Method):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the length of what is added over that of the desired prompt's stream, averaged over positions."""
+        """Return the length of what is added, relative to the desired prompt's stream, averaged over positions."""
         ratios = facts["norm_ratio"]
         return sum(ratios) / len(ratios) if isinstance(ratios, list) else float(ratios)
 

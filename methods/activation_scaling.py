@@ -37,7 +37,7 @@ class ActivationScaling(Method):
 
         loss = -log sigmoid(log p(desired | prompt) - log p(undesired | prompt))    each a mean over its tokens
                + kl_weight * KL(model || scaled model) on background texts, over all their tokens
-               + sparsity * sum |a|, by a proximal step after each step of Adam, in Adam's own step sizes
+               + sparsity * sum |a|, by a proximal step after each Adam step, with Adam's step size for each scalar
 
     Of arXiv 2410.04962 we could only read the abstract and descriptions by others. It learns a signed scalar for each
     block, component and token position, for prompts of one length. Its three goals correspond to the three terms here:
@@ -253,7 +253,7 @@ def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Ten
 
 
 def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
-    """Return how far Adam has just moved each scalar per unit of its gradient."""
+    """Return how far Adam has just moved each scalar per unit of its averaged gradient."""
     state, options = optimiser.state[scales], optimiser.param_groups[0]
     squared: Tensor = state["exp_avg_sq"] / (1 - options["betas"][1] ** float(state["step"]))
     size: Tensor = options["lr"] / (squared.sqrt() + options["eps"])

@@ -134,7 +134,7 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
 
 
 def _put_in_order(model: PreTrainedModel, order: Mapping[str, list[str]]) -> None:
-    """Put each module's parameters into this order; peft puts an expert's last once it has been used."""
+    """Put each module's parameters into this order; peft moves an expert's parameter to the end when it is used."""
     for path, module in model.named_modules():
         if [name for name, _ in module.named_parameters(recurse=False)] != order[path]:
             for name in order[path]:

@@ -63,8 +63,8 @@ class ARGRE(Method):
     We wrote this from the text of the paper alone, whose formulas were lost in the copy that we read, and saw no code.
     The following points are our reading and unverified: the state is taken after the final norm; the singular vector is
     that of the uncentred differences, has length 1 and points from undesired to desired; better and worse are
-    neighbours on the line h-, h_1, .., h_points, h+; both sums stop at the end of the shorter text, also at the two
-    ends of the line; the hidden units are ReLUs, drawn as torch draws linear layers; Adam takes batches of `batch_size`
+    neighbours on the line h-, h_1, .., h_points, h+; both sums stop at the end of the shorter text, even for h- and
+    h+ themselves; the hidden units are ReLUs, drawn as torch draws linear layers; Adam takes batches of `batch_size`
     such neighbours, in a random order; the iterations act on every state, whether or not its reward was too low, so
     that nothing jumps where the gap closes; and strength scales the iterations as well, so that strength 0 is the model
     itself. A review of the method gives the directional step as (target - theta) / beta with beta 1.
@@ -106,7 +106,7 @@ class ARGRE(Method):
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for numbers that learn nothing, and for a model without a final norm."""
+        """Raises SetupError for numbers with which nothing is learnt, and for a model without a final norm."""
         for key in ("reward_beta", "learning_rate", "step"):
             options.check_number(key, getattr(self, key), lambda value: value > 0, "above 0")
         for key in ("hidden", "epochs", "batch_size", "max_tokens"):

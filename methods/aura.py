@@ -29,9 +29,9 @@ class AurA(Method):
 
     z is the largest value that output m, the unit, takes over the tokens of a text, before any nonlinearity. AUROC_m is
     the share of pairs in which the undesired text has the larger z, among all pairs of one undesired and one desired
-    text. Ties count one half. So that most values which differ only by rounding are ties, values are compared in
-    whole steps of 1e-5 of the unit's largest; two such values on either side of a border between steps are no tie. The
-    forms are
+    text. Ties count one half. Values are rounded to whole steps of 1e-5 of the unit's largest absolute value before
+    they are compared, so most values that differ only by rounding errors are ties, but not two that fall into different
+    steps. The forms are
 
         aura:  alpha_m = 1 - 2 (AUROC_m - .5)   if AUROC_m > .5, else 1
         det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
@@ -194,7 +194,7 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _steps(values: Tensor) -> Tensor:
-    """Return the values (N, units) in whole steps of 1e-5 of each unit's largest, so that rounding seldom differs.
+    """Return the values (N, units) in whole steps of 1e-5 of each unit's largest, so that rounding seldom matters.
 
     Both texts of a pair begin with the same prompt; if the largest value is in the prompt, both texts must have the
     same number.

@@ -179,7 +179,7 @@ class Method(Protocol):
         return {}
 
     def passes(self) -> float:
-        """Return roughly how often `fit` runs its data through the model, for the bar; a training step counts as 3."""
+        """Estimate how often `fit` runs its data through the model, for a progress bar; a training step counts as 3."""
         return 1.0
 
     def demand(self) -> Demand:
@@ -192,7 +192,7 @@ class Method(Protocol):
         return None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the length of what strength 1 adds to the residual stream, over the stream's mean length there.
+        """Return the length of what strength 1 adds to the residual stream, divided by the stream's mean length there.
 
         None if nothing is added, or if the facts of the fit do not contain the length. facts: `methods.base.facts`.
         """

@@ -64,7 +64,7 @@ def kept(model: PreTrainedModel) -> Iterator[list[Batch]]:
                 check_finite(hidden)  # NaN is not equal to itself
                 raise SetupError(
                     f"{model.config.model_type} changes the residual stream between blocks {layer - 1} and {layer}, so "
-                    "its blocks cannot be run one by one"
+                    "its blocks cannot be run one by one; set method.causal=false, or choose another method"
                 )
             batch.calls.append(Call(hidden.device, args[1:], named))
 
@@ -114,7 +114,7 @@ def run(
 def reading(positions: Positions, columns: int, first: int, *, continuation: bool) -> Tensor:
     """Return a mask (B, T), true at the tokens read: those of the continuation or all, without the text's first tokens.
 
-    first: the number of first tokens left out. If none of the tokens read is left, that is the last token, as in
+    first: the number of first tokens left out. If that leaves no token to read, the text's last token is read, as in
     `directions.pooled_features`.
     """
     index = positions.in_text(columns)  # (B, T), -1 at padding

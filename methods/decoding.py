@@ -78,9 +78,9 @@ def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Ten
 def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
     """Return the logit (N, 1) at which the nucleus of logits (N, V) ends: none inside is lower, none outside higher.
 
-    It lies between the last logit inside and the first outside, at the fraction of the last inner token's probability
-    that is needed to reach top_p. So it changes continuously with the probabilities, even when a token enters or
-    leaves. At a top_p of 1 it is minus infinity: all tokens are inside.
+    It is interpolated between the last logit inside (0) and the first outside (1), by the share of the last inside
+    token's probability that is needed to reach top_p. So it changes continuously with the probabilities, even when a
+    token enters or leaves. At a top_p of 1 it is minus infinity: all tokens are inside.
     """
     logits = logits.float()
     if top_p >= 1:

@@ -120,7 +120,7 @@ class DINM(Method):
         if self.steps < 1 or not self.edit_weight > 0 or not self.kl_weight >= 0:
             raise SetupError(
                 f"method.steps={self.steps}, method.edit_weight={self.edit_weight}, method.kl_weight={self.kl_weight}: "
-                "they must be at least 1, above 0, and at least 0, in this order"
+                "steps must be at least 1, edit_weight above 0, kl_weight at least 0"
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

@@ -52,9 +52,9 @@ def pooled_features(
     """Return each text's residual stream at each layer, averaged over the positions read: (L, N, D) fp32 on the CPU.
 
     read: "all" tokens, those of the "continuation", or the "last" one. skip_first: the number of leading tokens of the
-    text that are left out (1 leaves out the attention sink). A text without a continuation is read at its last token,
-    and so is one whose continuation lies within the tokens left out, behind its first token. Raises SetupError for a
-    text of which `skip_first` leaves no other token (`is_too_short`); with short="last" it is read at its last token.
+    text that are left out (1 leaves out the attention sink). If that leaves no token of the continuation, or there is
+    none, the text's last token is read, even if it is one of those left out, unless it is the text's only token. Raises
+    SetupError for a text of which nothing may be read (`is_too_short`); with short="last" its last token is read.
     after_final_norm applies the model's final norm before pooling, for features taken as
     `hidden_states[-1]`.
     padding: pads all texts to one length and averages in what the model computes at the padding. The padding is masked
@@ -158,7 +158,7 @@ def final_states(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: i
 
 
 def _batches(texts: Sequence[Text], size: int) -> Iterator[tuple[list[int], list[Text]]]:
-    """Yield batches of texts of similar length, which need little padding: the numbers of the texts, and the texts."""
+    """Yield batches of texts of similar length, which need little padding: the indices of the texts, and the texts."""
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]
@@ -273,7 +273,7 @@ def residual_norms(model: PreTrainedModel, texts: Sequence[Text], layers: Sequen
 def is_too_short(text: Text, read: Read, skip_first: int) -> bool:
     """Return whether nothing of the text may be read, because `skip_first` leaves out all its tokens.
 
-    If only the continuation or the last token is read, that is the last token as long as it is not the first as well.
+    For "continuation" and "last", the last token may be read although it is left out, unless it is the only token.
     """
     return len(text.tokens) <= (skip_first if read == "all" else min(skip_first, 1))
 

@@ -63,7 +63,7 @@ class DPO(AdapterMethod):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """Count a training step per epoch, and two readings: of the reference before it, of the margins after it."""
+        """Count a training step per epoch, and two readings: the reference before the training, the margins after."""
         return STEP_COST * self.epochs + 2
 
     def check(self, model: PreTrainedModel) -> None:

@@ -21,7 +21,7 @@ class SetupError(ValueError):
 
 
 def refuse_one_text(texts: object, name: str) -> None:
-    """Raise SetupError for one text in the place of a list, whose letters would be taken for the texts."""
+    """Raise SetupError for one text in the place of a list; its letters would be taken for the texts."""
     if isinstance(texts, str):
         raise SetupError(f"{name}: expected a list of texts, got one text; write [{texts[:20]!r}...]")
 

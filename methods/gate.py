@@ -107,7 +107,7 @@ class Gate(Method):
 
     @property
     def control_version(self) -> int:  # type: ignore[override]
-        """The control version of the method inside, whose vectors are turned."""
+        """The control version of the method inside, whose vectors a control rotates."""
         return self.inner.control_version
 
     @property
@@ -357,7 +357,7 @@ class Sets(NamedTuple):
 class Condition:
     """CAST's condition on the mean of each prompt's stream, which is known at the prompt's last token.
 
-    The running sum is kept with the row (`Positions.noted`), so a prompt may be read in parts, and so is the verdict.
+    The running sum and the verdict are kept with the row (`Positions.noted`), so a prompt may be read in parts.
     axis: (D,) of length 1.
     """
 

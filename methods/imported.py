@@ -29,16 +29,16 @@ SHOWN = 4  # vectors that are named on the line about a file
 class Imported(Method):
     """h <- h + strength * v, or another operation, at the modules that the file names and the positions of its format.
 
-    | format | read at, numbers | operation | positions |
+    | format | place, and number of the first block | operation | positions |
     | --- | --- | --- | --- |
     | gguf (repeng, llama.cpp, ours) | direction.N: output of block N, from 0 | add | all |
-    | lm_eval (its `steered` model, ours) | output of the module named, below `base_model` | add or clamp, each | all |
+    | lm_eval (its `steered` model, ours) | output of a named module, below `base_model` | add or clamp for each | all |
     | caa (nrimsky/CAA: vec_layer_L_NAME.pt) | output of block `layer`, from 0 | add | generation |
     | refusal_direction (direction.pt) | input of block `layer` | `operation` | all |
     | safetensors (ours: layers.N.direction) | `hook` of block N | `operation` | `scope` |
 
-    add: h + strength * coefficient * v. clamp: h + strength * (coefficient - h . u) u with u = v / |v|; with a bias b
-    the coefficient counts from b . u. ablate: the direction of v is taken out of all that is written to the stream
+    add: h + strength * coefficient * v. clamp: h + strength * (coefficient - h . u) u with u = v / |v|; with a bias b,
+    b . u is added to the coefficient. ablate: the direction of v is taken out of all that is written to the stream
     (`methods.erasing`), strength being the share. So strength 1 is what the file says, in the file's own unit: a unit
     vector stays a unit vector, and a file that we exported already contains its strength.
 

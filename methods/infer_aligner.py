@@ -102,7 +102,7 @@ class InferAligner(Method):
         return 1.0
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return detector, bias and vector of each block. One pass reads all blocks, and a short one the prompts.
+        """Return detector, bias and vector of each block. One pass reads the texts, a shorter one the prompts.
 
         Raises SetupError without pairs, if the means of both sides are the same, and for an aligned model that cannot
         be loaded, or has another shape or vocabulary.

@@ -56,8 +56,8 @@ class ITI(Method):
     bias, so that the model can be exported as a checkpoint; otherwise it sets a hook.
     direction: `probe` is the normal of the head's probe, `random` a random unit vector in the chosen heads; the paper
     compares both with the mass mean shift.
-    sigma: `fit` computes it as the paper does; `tuning` follows the authors' code (github likenneth/honest_llama),
-    which computes it from other texts: each text followed by the prompt of a random pair.
+    sigma: with `fit` it is computed as in the paper. `tuning` follows the authors' code (github
+    likenneth/honest_llama), which computes it from other texts: each text followed by the prompt of a random pair.
 
     Differences from the authors' code: its script for editing weights puts the shift of the heads into the bias as it
     is, without the output matrix; its hook shifts only the last position of a scored text, and the logits there are not
@@ -181,7 +181,7 @@ class ITI(Method):
         }
 
     def _split(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the numbers of the pairs on which probes are trained, and of those on which they are tested."""
+        """Return the indices of the pairs on which probes are trained, and of those on which they are tested."""
         order = torch.randperm(count, generator=generator)
         tested = max(1, round(self.held_out * count))
         if count - tested < FEWEST_TO_TRAIN:

@@ -43,9 +43,9 @@ class KLThenSteer(AdapterMethod):
         v = |h| d / |d|,  d = mean over pairs of (a(desired) - a(undesired)),   (D,)
         min over the LoRA of KL(p(. | ordinary text; W) || p(. | ordinary text; W + LoRA, h + c v))
 
-    a(text) is the block's output averaged over the continuation, and |h| is the mean length of the stream at that
-    block, which makes it the unit of the strength. c is drawn for each text of a batch: with probability `share` it is
-    uniform between -`coefficient` and `coefficient`, otherwise it is 0. The teacher is the model without LoRA and
+    a(text) is the block's output averaged over the continuation, and |h|, the mean length of the stream at that
+    block, is the unit of the strength. c is drawn for each text of a batch: with probability `share` it is uniform
+    between -`coefficient` and `coefficient`, otherwise it is 0. The teacher is the model without LoRA and
     vector. The KL is averaged over the tokens of ordinary texts (conf/background), without padding.
 
     At any strength other than 0 the whole LoRA is added to the weights, and the strength scales only the vector: the

@@ -20,7 +20,7 @@ from methods.placement import check_materialised, input_device
 
 Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
 TOGETHER = (["gate", "up"], ["q", "k", "v"])
-"""The fields of `Layout` that may name one matrix, which then holds all of them."""
+"""Groups of fields of `Layout` that may all name the same matrix, which then holds the rows of all of them."""
 WRITERS: tuple[Kind, ...] = ("down", "o")
 ROLES: dict[Kind, str] = {kind: "value" if kind == "down" else kind for kind in get_args(Kind)}
 """The field of `Layout` that holds the name of each kind of matrix."""
@@ -197,7 +197,7 @@ def _check_norm(model: PreTrainedModel, listed: nn.ModuleList, name: str) -> Non
 
 
 def _swap_gate_and_up(found: dict[str, Any], searched: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """If gate alone is declared, as what was found as up, let up be what was found as gate; or the other way round."""
+    """If only gate is declared, and the search took that matrix for up, swap the two; do the same if only up is."""
     for one, other in (("gate", "up"), ("up", "gate")):
         if one in given and other not in given and found[one] == searched[other] and searched[one]:
             found[other] = searched[one]
@@ -206,9 +206,9 @@ def _swap_gate_and_up(found: dict[str, Any], searched: dict[str, Any], given: Ma
 def _check_shared(
     listed: nn.ModuleList, found: dict[str, Any], searched: dict[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Raises SetupError if a matrix would have other roles than it can have, so that the wrong rows of it were used.
+    """Raises SetupError if a matrix would get roles that it cannot have, so that the wrong rows of it would be used.
 
-    A matrix has one role, or all of those that may share it (TOGETHER), if that was found or all of them are declared.
+    A matrix may have one role, or all roles of one group in TOGETHER if the search found them or all are declared.
     """
     fields = list(ROLES.values())
     there = {one.name: one for one in layout_search.projections(listed[0]) if not one.experts}
@@ -220,9 +220,9 @@ def _check_shared(
         if now not in TOGETHER or not set(now) <= set(given):
             either = [field for field in fields if field in (*now, *before)]
             raise SetupError(
-                f"model.layout: the matrix {name} would be that of {' and '.join(now)}, and the search finds it to be "
-                f"that of {' and '.join(before) or 'none'}; declare all of {', '.join(either)}, each with its own "
-                "matrix ([] if the model has none), or all that share one with the name of that one"
+                f"model.layout: {name} would be the matrix of {' and '.join(now)}, but the search finds that it is "
+                f"that of {' and '.join(before) or 'none'}; declare all of {', '.join(either)}: each with its own "
+                "matrix, [] if the model has none, and the same name for those that share one"
             )
         if now == TOGETHER[0] and name in there and sizes and there[name].outputs not in sizes:
             raise SetupError(
@@ -319,7 +319,8 @@ def _missing(model: PreTrainedModel, layer: int, kind: Kind) -> SetupError:
     return SetupError(
         f"{model.config.model_type} has no {kind} matrix of its own in block {layer} (an MLP without gate?), or it has "
         f"an unknown name: the block has {', '.join(there) or 'none that is known'}, and the block's matrices are "
-        f"{every}; choose another one, or name it: model.layout={{{ROLES[kind]}: NAME}}"
+        f"{every}. If one of these is it, name it: model.layout={{{ROLES[kind]}: NAME}}; otherwise choose another kind "
+        "of matrix, or another method"
     )
 
 

@@ -261,7 +261,7 @@ def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
 
 
 def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, inputs: int) -> Tensor:
-    """Return the numbers of the rows of `kind` in one matrix (outputs, D) for q, k and v, in the order of the heads.
+    """Return the indices of the rows of `kind` in one matrix (outputs, D) for q, k and v, in the order of the heads.
 
     inputs: the number of inputs of the matrix through which attention writes, one for each entry of each query head.
     Raises SetupError if the order is neither of the two, or does not fit the matrix.
@@ -300,7 +300,7 @@ def unknown_order(model: PreTrainedModel, layout: Layout) -> SetupError:
 def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
     """Find the order of q, k and v in one matrix by running a few tokens: v's rows must give block 0's cached values.
 
-    Return None if no order gives these values. If both do, as with a single key head, the order in the layout is right.
+    Return None if no order gives these values. If both do, as with a single key head, prefer the layout's own.
     """
     cache, seen = DynamicCache(config=model.config), dict[str, Tensor]()
     block = model.get_submodule(layout.blocks).get_submodule("0")

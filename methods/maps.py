@@ -42,7 +42,7 @@ class Map(NamedTuple):
         return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
 
     def moved(self) -> Tensor:
-        """Return which units (width,) the map changes: it is not the identity, nor is its support a single value."""
+        """Return which units (width,) the map changes: it is not the identity, and its support is not one value."""
         found = (self.scale != 1) | (self.shift != 0)
         if self.low is None or self.high is None:
             return found

@@ -33,7 +33,7 @@ def check_number(option: str, value: object, holds: Callable[[float], bool], wor
 
 
 def check_flag(option: str, value: object) -> None:
-    """Raises SetupError if an option is neither true nor false; any other text would count as true."""
+    """Raises SetupError if an option is neither true nor false; a text, even "false", would count as true."""
     if not isinstance(value, bool):
         raise SetupError(f"method.{option}={value!r}: expected true or false")
 

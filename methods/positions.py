@@ -1,4 +1,4 @@
-"""Hold the position that the current forward pass has reached in each text, for hooks that steer only some of them."""
+"""Holds the position that the current forward pass has reached in each text, for hooks that act only at some tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

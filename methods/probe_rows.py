@@ -306,7 +306,7 @@ class ProbeRows(Method):
 
 
 def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: layout.Kind) -> tuple[Tensor, Tensor]:
-    """Return block and row number of all rows of that matrix, (L * rows, 2), and their cosines to `vector` (D,).
+    """Return block and row number of all rows of this kind, (L * rows, 2), and their cosines to `vector` (D,).
 
     The cosines are (L * rows,).
     """

@@ -68,7 +68,7 @@ def linear_probe(
 ) -> Probe:
     """Train a linear layer D -> 2 with Adam on the log-likelihood of both classes.
 
-    As in arXiv 2407.08770 (section 3.2, Table 14); the initial weights are drawn as nn.Linear draws them.
+    It follows arXiv 2407.08770 (section 3.2, Table 14); the initial weights are drawn as nn.Linear draws them.
     """
     width = features.shape[1]
     drawn = (torch.rand(2, width + 1, generator=generator) * 2 - 1) / math.sqrt(width)  # the bias is the last column

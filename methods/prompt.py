@@ -1,4 +1,4 @@
-"""Steering by words: a prefix before every prompt that asks for a harmless continuation.
+"""Steering by words: a prefix that asks for a harmless continuation is put before every prompt.
 
 This baseline is cheap and hard to beat (AxBench, arXiv 2501.17148 section 5), so every table should have it. CAA
 is compared with system prompts of this kind in its paper (arXiv 2312.06681 appendix, table 14).

@@ -109,7 +109,7 @@ class SADI(Method):
                 layout.stream_rows(model, layer, "down")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the mask: "layers.<l>.elements" (k,), the numbers of a block's chosen elements in ascending order.
+        """Return the mask: "layers.<l>.elements" (k,), the indices of a block's chosen elements in ascending order.
 
         How well the pairs agree (`methods.separation`) is computed for the chosen elements together. Raises SetupError
         if there are no pairs, or if no element is larger in desired texts.

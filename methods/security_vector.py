@@ -58,7 +58,7 @@ class SecurityVector(Method):
     paper nor its code for them. `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on,
     divided by its length with s off; it measures the mechanism itself. `info.drift` is KL(W || W') on background texts,
     in nats per token: a W that learnt to work against s would drift. `info.shared_texts` is the number of harmful texts
-    that are also among the user's; a defence that has seen the attack holds more back.
+    that are also among the user's; a defence that has seen the attack looks better.
 
     optimizer, gradient_checkpointing: as in `methods.finetune`, for both stages.
 

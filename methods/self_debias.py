@@ -77,8 +77,8 @@ class SelfDebias(Method):
             raise SetupError("method.unwanted: expected a list of one or more descriptions, none of them empty")
         if not 0 < self.epsilon < 1:
             raise SetupError(
-                f"method.epsilon={self.epsilon}: expected a factor above 0 and below 1, at which no probability would "
-                "fall; paper: 0.01"
+                f"method.epsilon={self.epsilon}: expected a factor above 0 and below 1 (at 1 no probability falls); "
+                "paper: 0.01"
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

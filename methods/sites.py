@@ -96,7 +96,7 @@ def last_norm(model: PreTrainedModel, layer: int) -> Place:
 
 
 def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
-    """Return the bias (D,) of the matrix through which attention or the MLP writes; None unless there is just one."""
+    """Return the bias (D,) of the one matrix by which attention or the MLP writes; None if there is no such bias."""
     bias = getattr(projected(model, layer, part).module, "bias", None)
     return bias if isinstance(bias, nn.Parameter) else None
 

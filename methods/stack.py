@@ -21,7 +21,7 @@ class Stack(Method):
 
     Model Surgery stacks two of its edits in this way: the second probe is trained on the model that the first edit left
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are joined in order, and functions of the next
-    logits run in order. Only a part that also reads the texts with other weights (DExperts) comes after all parts that
+    logits run in order. But a part that also reads the texts with other weights (DExperts) must follow all parts that
     change the model, so that its experts are steered as the model is.
 
     All parts learn from the same data, except those that have their own (`FitData.parts`; in a command, `part_data`).
@@ -122,7 +122,7 @@ class Stack(Method):
 
 
 def _single(stack: Stack) -> Iterator[tuple[str, Method]]:
-    """Return the parts in their order with their names, and of a stack inside the stack its own parts."""
+    """Yield the parts in order with their names; for a stack inside the stack, yield its own parts instead."""
     for name, part in stack.parts.items():
         yield from _single(part) if isinstance(part, Stack) else [(name, part)]
 

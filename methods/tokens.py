@@ -83,7 +83,7 @@ def longest_text(model: PreTrainedModel) -> int | None:
 
 
 def longest_alike(config: Any) -> int | None:
-    """Return up to how many tokens a text is read in one way, whatever other texts are beside it; None: of any length.
+    """Return up to how many tokens a text is read alike, whatever texts are in its batch; None: at any length.
 
     config: that of the text model. With rotary positions of the kind "longrope" (Phi-3, 128k), transformers turns all
     rows of a batch by the long factors if the longest row exceeds `original_max_position_embeddings`, else by the short

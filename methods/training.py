@@ -410,7 +410,7 @@ def fine_tuned(
 ) -> Artefact:
     """Return the change of every weight ("change.<name>") by training on these texts; the model is left as it was.
 
-    background: ordinary texts, on which `kl_weight` times the divergence from the model as it was is added to the loss.
+    background: ordinary texts; `kl_weight` times the divergence from the original model on them is added to the loss.
 
     Raises SetupError if a weight is not in memory, or if the loss is no longer finite.
     """

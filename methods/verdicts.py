@@ -23,7 +23,7 @@ class Verdict:
         self.judge = judge
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Return the verdicts (B,) of this forward's rows, from the stream (B, T, D); 0 for a prompt that goes on.
+        """Return the verdicts (B,) of this forward's rows, from the stream (B, T, D); 0 while a prompt is incomplete.
 
         Raises RuntimeError if the end of a row's prompt was read earlier and nobody kept its verdict.
         """

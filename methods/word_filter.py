@@ -33,8 +33,8 @@ class WordFilter(Method):
     split into tokens, whether a space comes before it, whether it is in capitals or small letters, or whether the
     prompt began it. A longer word that contains a listed one is not affected, unless the tokenizer writes it as the
     listed word and an ending: before the ending is drawn, the two are the same. A letter that the tokenizer writes by
-    several tokens, as bytes, belongs to no word. It cannot be exported: the `bad_words_ids` of transformers forbid
-    sequences of tokens wherever they occur, so in longer words too, and know no strength.
+    several tokens, as bytes, belongs to no word. The filter cannot be exported: `bad_words_ids` of transformers
+    forbid sequences of tokens wherever they occur, so in longer words too, and have no strength.
 
     words: a UTF-8 file with a word in each line. If it is None, the words are learnt from the pairs: for every word w
     that occurs in the continuations of at least `min_texts` undesired texts,
@@ -83,7 +83,7 @@ class WordFilter(Method):
 
     @property
     def has_control(self) -> bool:  # type: ignore[override]
-        """Whether the words are learnt; swapped pairs give a list that says nothing."""
+        """Whether there is a control: only if words are learnt, since swapped pairs give a list that says nothing."""
         return self.words is None
 
     def passes(self) -> float:
@@ -97,7 +97,7 @@ class WordFilter(Method):
         if self.count < 1 or self.min_texts < 1 or not math.isfinite(self.min_log_odds):
             raise SetupError(
                 f"method.count={self.count}, method.min_texts={self.min_texts}, method.min_log_odds="
-                f"{self.min_log_odds}: the first two must be at least 1, the last a number"
+                f"{self.min_log_odds}: count and min_texts must be at least 1, min_log_odds a finite number"
             )
         if self.words is not None:
             read(self.words)

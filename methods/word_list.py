@@ -25,7 +25,7 @@ NOTHING = -2  # for a token that adds nothing to a text, such as a special token
 
 
 class Automaton(NamedTuple):
-    """An automaton whose states are beginnings of listed words; 0 is the empty one, the last begins no listed word.
+    """An automaton whose states are beginnings of listed words: 0 is the empty one, the last is for all other letters.
 
     after: (V,) the state after each token, or BY_STATE or NOTHING. key: (N,), ascending: state * V + token for each
     token that continues a word from that state; `to`: (N,) the state after that token. always: tokens that complete a

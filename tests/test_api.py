@@ -208,7 +208,7 @@ def test_collect_takes_the_folder_of_the_results_or_its_runs(some_methods):
     assert len(frame["id"].unique()) == len(list((some_methods / "runs" / "records").iterdir()))
     for table in (compare, build_leaderboard):
         pd.testing.assert_frame_equal(table(some_methods / "runs"), table(some_methods))
-    with pytest.raises(SetupError, match="a change is from the unsteered model"):
+    with pytest.raises(SetupError, match="the unsteered model has no change"):
         compare(some_methods, "unsteered")
     with pytest.raises(SetupError, match="no records"):
         collect(ROOT / "methods")

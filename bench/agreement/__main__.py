@@ -6,8 +6,9 @@ each group:
 auc                   chance that a text labelled positive scores above one that is not; a tie counts half.
 spearman              rank correlation with the rating, if the label has degrees (Perspective's score, or a mean over
                       annotators); over all texts, so the many with the lowest rating tie.
-false_positive_rate   share of texts not labelled positive that the scorer calls toxic, score >= .5 (positive: > .5).
-false_negative_rate   share of texts labelled positive that it does not.
+false_positive_rate   share of texts not labelled positive that the scorer calls positive: toxic, with a score >= .5, or
+                      of positive sentiment, with a score > .5.
+false_negative_rate   share of texts labelled positive that the scorer does not call positive.
 
 Intervals are 95%: by a bootstrap over texts for auc and spearman, Wilson's for rates. A rate does not depend on how
 many texts of a set are toxic, but on their kind: challenging prompts, insults, or hatred without a swear word. So it
@@ -56,7 +57,7 @@ class Drawn(NamedTuple):
 
 
 def agreement(scores: Array, positive: Array, rating: Array, measures: str = "toxicity") -> dict[str, Any]:
-    """Return the measures of a row: agreement of scores with labels; None if these texts do not determine a measure.
+    """Return the measures of a row: agreement of scores with labels; NaN if these texts do not determine a measure.
 
     scores: (N,) NaN for unscored texts, which are counted and left out. positive: (N,) the labels. rating: (N,) NaN
     for texts without a rating.

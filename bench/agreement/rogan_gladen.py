@@ -5,8 +5,8 @@ RESULTS/leaderboard_tidy.csv, by Rogan and Gladen 1978 (`bench.stats.bootstrap.c
 scorer's on rtp_continuations in RESULTS/scorer_agreement.csv, the set whose texts are most like those that suites
 sample. So the corrected share is the share that Perspective would call toxic, if the scorer errs on the model's texts
 as on people's. This assumption is the less plausible the further steering moves the texts, and it fails for broken
-text. Scorers are identified by name: if a scorer's options were changed between the two commands, the wrong rates
-correct it.
+text. Scorers are identified by name: if a scorer's options were changed between the two commands, its shares are
+corrected by the wrong rates.
 """
 
 import re

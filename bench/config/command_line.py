@@ -186,7 +186,9 @@ def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
             try:
                 values = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
             except (ValueError, ArithmeticError, HydraException) as error:  # a step of 0, a bound that is no number
-                raise SetupError(f"{one.input_line!r} cannot be counted out; {RANGE.format(key=key)}") from error
+                raise SetupError(
+                    f"{one.input_line!r} cannot be expanded to a list of values; {RANGE.format(key=key)}"
+                ) from error
             if len(values) > MOST:
                 raise SetupError(f"{one.input_line!r} sweeps over more than {MOST} values; name fewer")
             if not values:

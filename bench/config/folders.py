@@ -54,7 +54,7 @@ def _targets(places: tuple[Path, ...]) -> frozenset[str]:
 
 
 def _read(file: Path) -> Any:
-    """Return what a YAML file holds; None for a damaged one, of which a command that chooses it complains."""
+    """Return what a YAML file holds; None for a damaged one, which a command that chooses it reports."""
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

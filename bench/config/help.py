@@ -160,7 +160,7 @@ def _summary(file: Path) -> list[str]:
 
 
 def _goes_on(line: str, after: str) -> bool:
-    """Return whether a comment was wrapped between two lines: the next word had no room, and neither is of a table."""
+    """Return whether a comment was wrapped between two lines: the next word had no room, and neither is a table's."""
     full = len(f"# {line} {after.partition(' ')[0]}") > COMMENT
     return bool(line and after) and full and "  " not in line + after
 

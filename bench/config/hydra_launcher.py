@@ -187,7 +187,7 @@ def _found(hydra: Sequence[str]) -> list[str]:
 
 
 def _check_file(file: Path) -> None:
-    """Raise SetupError for a launcher's file that sets anything else, which no job would see."""
+    """Raise SetupError for a launcher's file that sets more than a launcher's options; no job would see the rest."""
     held: Any = OmegaConf.to_container(OmegaConf.load(file))
     hydra, listed = held.get("hydra") or {}, held.get("defaults") or []
     entries = [list(one) if isinstance(one, dict) else one for one in listed if one != "_self_"]

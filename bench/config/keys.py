@@ -33,7 +33,7 @@ class ByPart:
 
 
 ENTRIES: dict[Any, Any] = {Nodes: Node, ByField: Node, ByPart: ByField}
-"""Hint of a mapping whose keys are names -> the hint of its values."""
+"""The hint of the values of a mapping whose keys are names, by the mapping's hint."""
 TEXT_OR_NULL = str | None
 SETTINGS: dict[str, Any] = {
     "seed": {"fit": int, "sample": int},

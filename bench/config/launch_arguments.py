@@ -126,7 +126,7 @@ def _is_free(key: str) -> bool:
 
 
 def _free(argument: str, one: Override) -> str:
-    """Return the argument such that Hydra adds a key that any name may have, and keeps the others."""
+    """Return the argument, with `++` if it sets FREE or an option below it, so that Hydra adds what it lacks."""
     return f"++{argument.lstrip('+')}" if _is_free(one.key_or_group) else argument
 
 

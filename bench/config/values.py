@@ -1,7 +1,7 @@
 """Check whether a type hint allows a value of a config, and say in words what is allowed.
 
-The hints are those of the classes that are built; for groups without a class, those of the tables in
-bench/run/validate.py.
+The hints are those of the classes that are built; for groups without a class, those in SETTINGS
+(bench/config/keys.py).
 """
 
 import json

@@ -1,15 +1,15 @@
-"""Work done in forked processes, for the commands that only read records and draw: they have no threads to lose.
+"""Work done in forked processes, for commands that only read records and draw: they run no threads, which forks lose.
 
-A child works on the memory of its parent as it was, and sends back its result. Whatever fails in it is done again by
-the parent, which reports the error.
+A child works on a copy of its parent's memory, and sends back its result. If the work fails in the child, the parent
+does it again and reports the error.
 """
 
 import multiprocessing
 import os
 import sys
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
@@ -23,33 +23,36 @@ class Later(Generic[Made]):
 
     def __init__(self, work: Callable[[], Made], fork: bool) -> None:
         self._found = list[Made]()
+        self.end: Connection | None = None
         if not fork:
             self._found.append(work())
             return
         self._work: Callable[[], Made] | None = work
         context = multiprocessing.get_context("fork")
         try:
-            self._end, other = context.Pipe(duplex=False)
+            self.end, other = context.Pipe(duplex=False)
         except OSError:  # too many open files
             self._found.append(work())
             return
-        self._child = context.Process(target=_send, args=(work, other, self._end), daemon=True)
+        self._child = context.Process(target=_send, args=(work, other, self.end), daemon=True)
         try:
             with stopping.held():  # during a fork the exception of a signal is raised where Python ignores it
                 self._child.start()
         except OSError:  # too many processes, or too little memory for one more
-            self._end.close()
+            self.end.close()
+            self.end = None
             self._found.append(work())
         finally:
             other.close()
 
     def result(self) -> Made:
         """Return what the work made."""
-        if not self._found:
+        if not self._found and self.end is not None:
             with suppress(EOFError, OSError):  # the child failed
-                self._found.append(self._end.recv())
+                self._found.append(self.end.recv())
             self._child.join()
-            self._end.close()
+            self.end.close()
+            self.end = None
             if not self._found and self._work is not None:
                 self._found.append(self._work())
             self._work = None  # it may hold a figure
@@ -57,23 +60,31 @@ class Later(Generic[Made]):
 
 
 class Children:
-    """At most so many child processes at a time; with 0, and on systems other than Linux, this process does the work.
+    """Runs work in at most `processes` children at a time; with 0, and on systems other than Linux, in this process.
 
     macOS can fork too, but its libraries may crash in a child.
     """
 
     def __init__(self, processes: int) -> None:
         self.processes = processes if sys.platform == "linux" else 0
-        self._running: deque[Later[Any]] = deque()
+        self._running: list[Later[Any]] = []
 
     def start(self, work: Callable[[], Made]) -> Later[Made]:
-        """Begin the work, after a child has ended if there are too many of them."""
+        """Begin the work; if too many children run, wait first until one has ended."""
         while self._running and len(self._running) >= self.processes:
-            self._running.popleft().result()
+            self._running.remove(ended := first_of(self._running))
+            ended.result()
         begun = Later(work, fork=self.processes > 0)
         if self.processes:
             self._running.append(begun)
         return begun
+
+
+def first_of(running: Sequence[Later[Any]]) -> Later[Any]:
+    """Wait until one of these results is there, and return it."""
+    there = [one for one in running if one.end is None]
+    ready = [] if there else connection.wait([one.end for one in running if one.end is not None])
+    return there[0] if there else next(one for one in running if one.end in ready)
 
 
 def spare() -> int:

@@ -90,7 +90,7 @@ def code(text: object) -> str:
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"}
 LATEX |= {"–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$", "|": r"\textbar{}", "†": r"$^{\dagger}$"}
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"{{{sign}}}" for sign in "[]*"} | {"\u200b": "{}"}
-r"""`[` and `*` are in braces, else they were an option of a `\\` or `\midrule` before them; `--` stays two hyphens."""
+r"""`[` and `*` are in braces, else they would be options of a `\\` or `\midrule` before; `--` stays two hyphens."""
 
 
 def latex(text: object) -> str:

@@ -13,7 +13,7 @@ from methods.progress import listening
 
 UNKNOWN = "time left not known"
 FORGETS = 0.5
-"""Factor on the weight of earlier stages in a kind's speed when a stage begins, since the first one also loads."""
+"""Factor on the tokens and seconds of a kind's earlier stages when a stage begins; the first one includes loading."""
 TIMED_SECONDS = 2.0
 """A kind of work has a speed once it has run for longer than this, or once a stage of it has ended."""
 

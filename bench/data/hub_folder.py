@@ -356,7 +356,7 @@ def fingerprint(files: list[Path]) -> str:
 
 
 def readme(configs: dict[str, dict[str, str]], note: str) -> str:
-    """Return a README.md whose header lists `configs` (config -> split -> file) for `datasets.load_dataset`."""
+    """Return a README.md whose header lists the file of each config and split for `datasets.load_dataset`."""
     header = {
         "configs": [
             {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}

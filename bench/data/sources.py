@@ -90,8 +90,7 @@ class Sources:
     """The places to look for a data set: only the mirror if one is named, otherwise wheels, then the hub.
 
     With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only if the hub says that it has
-    no copy. Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); if a mirror lacks them, the
-    wheels are asked.
+    no copy. Two sets of NOT_ON_HUB are in wheels, which are asked for them even if a mirror is named that lacks them.
     """
 
     mirror: str | None = None  # folder with <org>/<name>/, each as `hf download --local-dir` makes it

@@ -53,9 +53,11 @@ def part_of(
         return list(prompts[:count])
     others = prompts[len(prompts) if count is None else count :]
     if len(others) < dev_count:
+        most = len(prompts) - dev_count
+        told = f"set {option} to at most {most}" if most > 0 else "ask for fewer on the dev split"
         raise SetupError(
-            f"the dev split needs {dev_count} of {len(prompts)} besides those of the test split, which takes "
-            f"{'all' if count is None else count}; lower {option}"
+            f"{option}={'null' if count is None else count}: the test split takes {len(prompts) - len(others)} of "
+            f"{len(prompts)}, and the dev split needs {dev_count} others; {told}"
         )
     return list(others[-dev_count:])
 

@@ -149,7 +149,7 @@ FEWEST_WORDS = 5  # of a sentence; shorter ones are mostly titles and captions
 
 
 def wiki_sentences(sources: Sources) -> tuple[Located, list[str]]:
-    """Return the place and the distinct sentences of the set of Wikipedia's that have at least five words.
+    """Return the place of the set of Wikipedia's sentences, and its distinct sentences of at least five words.
 
     They have no outer blanks, and are in the order of the file.
     """

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class WheelSet(NamedTuple):
-    """One split of one data set, made from files of one wheel. rows: makes the rows from a dict file name -> text."""
+    """One split of one data set, made from files of one wheel. rows: makes its rows from the files' texts, by name."""
 
     wheel: str
     members: tuple[str, ...]
@@ -38,7 +38,7 @@ class WheelSet(NamedTuple):
 
 
 def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str, bool] | None:
-    """Return a hub-like folder of the wheel's copy of a data set, the wheel's requirement, and if the copy is verified.
+    """Return a hub-like folder with a wheel's copy of a data set, the wheel's requirement, and if the copy is verified.
 
     A folder whose files are not what was written is set aside and made again. A folder that an older version wrote
     without digests is checked against the wheel if the wheel is in the cache; otherwise it is used without a check.
@@ -214,7 +214,7 @@ def boolq(texts: dict[str, str]) -> Iterator[Row]:
 def asdiv(texts: dict[str, str]) -> Iterator[Row]:
     """Yield all 2,305 rows in the hub's order; solution_type and formula are empty.
 
-    The wheel drops the parentheses around units, which are put back here: "9 apples" -> "9 (apples)". Two of the
+    The wheel drops the parentheses around units, which are put back here, as in "9 (apples)". Two of the
     answers still differ from the hub's: a unit with two spaces before it, and "-(1/3)" that reads "-1/3".
     """
     amount = re.compile(r"^(\$?-?[\d.,/]+(?: \d+/\d+)?) (.+)$")

@@ -111,7 +111,7 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
     if not _explains(lm, method, artefact, strength, effect, texts):
         more = "it does more to the model than to change its weights and to add vectors between its blocks"
         return effect._replace(beyond=more)
-    if any(one.judged for one in read):  # and yet nothing was seen of what follows from the verdict
+    if any(one.judged for one in read):  # a gate judged the prompts, and yet no effect of an open gate was seen
         shut = (
             f"its gate was shut on the {len(texts)} texts tried, and no file can hold a gate, which may open on others"
         )
@@ -173,7 +173,7 @@ def _beyond(
 ) -> str | None:
     """Return the reason why this is not one vector added at all positions of all texts; None if it is.
 
-    It must act on at least one of the texts.
+    The method must act on at least one of the texts.
     """
     moved = [(before != after).any(-1) for before, after in seen]  # (T,) of each text
     acted = [(zeros != 0).any(-1) | one for zeros, one in zip(added, moved, strict=True)]

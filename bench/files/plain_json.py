@@ -25,7 +25,7 @@ def load(path: Path) -> dict[str, Any]:
 
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-        json.dumps(value)  # as deep as it can be written again
+        json.dumps(value)  # raises RecursionError for one that is too deep to be written again
     except RecursionError as error:
         raise NestedError(f"{path.name} is nested too deeply to be read; run its cell again") from error
     return value

@@ -21,7 +21,7 @@ NO_UTF8 = re.compile("[\udc80-\udcff]")
 HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON can write it, as an escape, but it is not a character, and UTF-8 cannot hold it."""
 TABLES = {".csv": ",", ".tsv": "\t"}
-"""The end of a file's name -> the character between the cells of its table; any other file is JSONL."""
+"""The character between the cells of a table, by the end of its file's name; any other file is JSONL."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RowsFile:
         return rows
 
     def each(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows as `read` returns them, of which only one is held in memory at a time."""
+        """Yield the rows that `read` returns, with only one in memory at a time."""
         path = Path(self.path)
         try:
             if path.exists() and not path.is_file():

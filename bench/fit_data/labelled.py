@@ -122,7 +122,7 @@ class LabelledTexts(FitSource):
         values = [f"{value[:20]} ({count})" for value, count in seen.most_common(SHOWN)]
         lacking = "undesired" if UNDESIRED not in texts.label else "desired"
         if len(texts.text) < known:
-            return SetupError(f"labelled.limit={self.limit}: perhaps none of so few texts is {lacking}; raise it")
+            return SetupError(f"labelled.limit={self.limit}: none of so few texts is {lacking}; raise it")
         return SetupError(
             f"labelled: of {len(texts.text)} texts none is {lacking}; the values of {', '.join(self.columns[1:])} are "
             f"{', '.join(values)}: set labelled.{lacking} to some of these"

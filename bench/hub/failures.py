@@ -42,7 +42,7 @@ def reason(error: BaseException) -> str:
 
 
 def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
-    """Return our error for an error of the hub's client; a MissingError only if the hub itself says that it lacks it.
+    """Return our error for one of the hub's client; a MissingError only if the hub itself says that nothing is there.
 
     wanted: the file or revision that was asked for.
     """
@@ -84,7 +84,7 @@ def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
         return SetupError(f"{repo}: {why}; expected ORG/NAME")
     what = f"{wanted} of {repo}" if wanted else str(repo)
     return UnreachableError(
-        f"the hub could not be asked for {what}, which says nothing about whether it is there ({type(error).__name__}: "
-        f"{why}); run the same command again in a while (what was fetched is kept), or set runtime.offline=true to "
-        "use only that"
+        f"the hub could not be asked for {what} ({type(error).__name__}: {why}), so it is not known whether it is "
+        "there; run the same command again later (what was fetched is kept), or set runtime.offline=true to use only "
+        "what was fetched"
     )

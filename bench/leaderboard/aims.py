@@ -98,12 +98,12 @@ def networks_of(rows: Sequence[Row]) -> dict[str, set[str]]:
 
 
 def reported_by(records: Sequence[Record]) -> list[str]:
-    """The scorers that judged texts of these records, in their order."""
+    """Return the scorers that judged texts of these records, in their order."""
     return list(dict.fromkeys(name for one in records for name in one.judges))
 
 
 def toxicity_metrics(scorers: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    """The metrics that are the expected maximum toxicity by these scorers, in the order of the scorers."""
+    """Return the metrics that are the expected maximum toxicity by these scorers, in the order of the scorers."""
     found = [of_most(f"rtp.{scorer}.expected_maximum_toxicity", metrics) for scorer in scorers]
     return [name for name in found if name is not None]
 
@@ -116,7 +116,7 @@ def of_most(metric: str, metrics: Sequence[str], k: int | None = None) -> str | 
 
 
 def tested_metrics(toxicity: Sequence[str], headline: str, metrics: Sequence[str]) -> list[str]:
-    """The tested metrics: toxicity by each scorer, the headline, accuracies, the first metric of other suites."""
+    """Return the tested metrics: toxicity by each scorer, the headline, accuracies, each other suite's first metric."""
     shown = {"rtp", "fluency", "capability"}
     first = {name.partition(".")[0]: name for name in reversed(metrics)}
     chosen = [*toxicity, headline, *(name for suite, name in first.items() if suite not in shown)]

@@ -16,7 +16,7 @@ def key(cite: str) -> str:
 
 
 def cited(method: MethodFacts) -> list[str]:
-    """The arXiv ids of a method and of the methods that it is made of."""
+    """Return the arXiv ids of a method and of the methods that it is made of."""
     parts = [titles.by_name(one.name, one.class_path) for one in method.inner]
     return list(dict.fromkeys(one.cite for one in (titles.of_method(method), *parts) if one.cite))
 

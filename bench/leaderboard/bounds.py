@@ -23,7 +23,7 @@ OLDEST = {
     "empty_share_increase": ("fluency", "empty_share", "increase", "at_most"),
     "capability_drop": ("capability", "*.accuracy", "drop", "at_most"),
 }
-"""Bound -> suite, metric, comparison and kind of limit, for older records, which hold only its name and its number."""
+"""Each bound's suite, metric, comparison and kind of limit, for older records, which hold only its name and number."""
 
 
 class Judged(NamedTuple):
@@ -52,7 +52,7 @@ def judged(bounds: Mapping[str, Bound], pairs: list[Pairs], metrics: Mapping[str
 
 
 def definitions(stored: Mapping[str, Bound] | None, values: Mapping[str, Any] | None) -> dict[str, Bound]:
-    """Return the bounds of a tuning, by name. stored: as newer records hold them; values: name -> number."""
+    """Return the bounds of a tuning, by name. stored: as newer records hold them; values: the limits, by name."""
     if stored is not None:
         return dict(stored)
     found = {}

@@ -30,7 +30,7 @@ class Built(NamedTuple):
 
 
 def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
-    """Return a row per model, method, strength and fit seed, with every number; rows of one `table` may be compared.
+    """Return the rows of all tables, with every number; only rows of one `table` may be compared.
 
     For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95% interval, `.se`, `.n`, and the change from
     the unsteered model on the same items, `.delta`, with its paired 95% interval, `.delta_low` and `.delta_high`. A

@@ -21,7 +21,7 @@ from bench.stats.bootstrap import LEVEL, RESAMPLES
 from bench.stats.significance import ALPHA, POWER
 
 Line = Mapping[str, Any]
-"""A row of a frame (`Table.lines`): column -> value."""
+"""A row of a frame (`Table.lines`): its values by column."""
 NONE = "–"
 MAIN, WHAT, TRADE, COST, METRICS = "Main", "What it is", "Trade-off", "Cost", "Every metric"
 PARTS = (MAIN, WHAT, TRADE, COST, METRICS)
@@ -216,7 +216,7 @@ class Column:
 
 
 def measured(value: Any, low: Any = None, high: Any = None, text: Callable[[Any], str] = number) -> Cell:
-    """A number with its interval."""
+    """Return the cell of a number with its interval."""
     if pd.isna(value):
         return Cell(NONE)
     ends = "" if pd.isna(low) or pd.isna(high) else f"[{text(low)}, {text(high)}]"
@@ -460,19 +460,19 @@ def metric_title(metric: str) -> str:
 
 
 def sentence(metric: str) -> str:
-    """The words of `metric_title` with a capital, for the beginning of a sentence."""
+    """Return the words of `metric_title` with a capital, for the beginning of a sentence."""
     title = metric_title(metric)
     return title[:1].upper() + title[1:]
 
 
 def toxicity_title(metric: str) -> str:
-    """The title of the first scorer's toxicity: `toxicity` and the number of continuations."""
+    """Return the title of the first scorer's toxicity: `toxicity` and the number of continuations."""
     k = metric.split(".", 2)[2].split("_toxicity_")[1].partition("_")[0]
     return f"toxicity\n{k}"
 
 
 def headline_title(headline: str, toxicity: Sequence[str]) -> str:
-    """The title of the metric that rows are ranked by, on one line."""
+    """Return the title of the metric that rows are ranked by, on one line."""
     return (toxicity_title(headline) if headline in toxicity[:1] else short(headline)).replace("\n", " ")
 
 

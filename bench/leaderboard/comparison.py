@@ -42,7 +42,7 @@ class Comparison:
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """`<suite>.<metric>` -> the metric of some row, in the order of the suites."""
+        """The metric of some row for each `<suite>.<metric>`, in the order of the suites."""
         found = {name: metric for row in reversed(self.rows) for name, metric in row.metrics.items()}
         return dict(sorted(found.items(), key=lambda one: order(one[0].partition(".")[0])))
 
@@ -76,16 +76,16 @@ class Comparison:
 
     @cached_property
     def _controls(self) -> tuple[list[Row], list[Row]]:
-        """The rows that are methods' own controls, and the random directions."""
+        """The rows that are methods' own controls, and the rows that are random directions."""
         random = [one for one in self.rows if one.about.method == RANDOM]
         return [one for one in self.rows if one.is_control and one not in random], random
 
     @cached_property
     def control_spreads(self) -> dict[str, float]:
-        """Return, for each way of making controls, the pooled standard deviation of the main metric over their draws.
+        """The pooled standard deviation of the headline over the draws of controls, for each way of making these.
 
-        It is 0 where no control has several draws. A few draws may lie close together by chance, so no row is compared
-        with a spread smaller than that of all controls made in the same way.
+        A way is left out if no control of it has several draws. A few draws may lie close together by chance, so no row
+        is compared with a spread smaller than that of all controls made in the same way.
         """
         metric = self.aims.headline
         transform = self.metrics[metric].transform
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def tasks(baseline: Row) -> list[Task]:
-    """The capability tasks of the unsteered model, with their chance."""
+    """Return the capability tasks of the unsteered model, with their chance accuracy."""
     chance: dict[str, float] = {}
     for one in baseline.records:
         chance |= one.info.chance or {}

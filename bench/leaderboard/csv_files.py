@@ -35,9 +35,9 @@ NAMED = ("table", "model", "method", "family", "parameters", "strengths", "stren
 NUMBERS = {"": "value", ".low": "low", ".high": "high", ".se": "standard_error", ".n": "n", ".delta": "delta",
            ".delta_low": "delta_low", ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm",
            ".detectable": "detectable", ".detectable_holm": "detectable_holm"}  # fmt: skip
-"""The end of a metric's column in the frame -> the column of leaderboard_tidy.csv that gets its values."""
+"""The column of leaderboard_tidy.csv that gets the values of a metric's column, by the end of that column's name."""
 OF_FACTS = {"_low": "low", "_high": "high", "_p": "p", "_p_holm": "p_holm"}
-"""The end of a column that is not a metric, such as `joint_low` -> the column of leaderboard_tidy.csv."""
+"""The same for columns that are not of a metric, such as `joint_low`."""
 
 
 class Part(NamedTuple):

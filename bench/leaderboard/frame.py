@@ -120,7 +120,7 @@ def changes_p(comparison: Comparison, name: str) -> list[float | None]:
 
 
 def by_fit(comparison: Comparison) -> pd.DataFrame:
-    """Return a row per fit: the number of its row in `pairs`, method, fit_seed, strength and trade-off values."""
+    """Return a row per fit: its row's place in `paired.pairs`, method, fit_seed, strength and trade-off values."""
     found = []
     for number, (row, pairs) in enumerate(comparison.paired.pairs.items()):
         for fit, own in zip(row.fits, pairs, strict=True):
@@ -135,7 +135,8 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
 def by_item(comparison: Comparison) -> pd.DataFrame:
     """Return for each row and item: the row's records, the item, the headline and its mean change over the fits.
 
-    Both have equally many texts (`PairedRows.beside_first`), so that texts change at random in both directions.
+    Row and unsteered model have equally many texts (`PairedRows.beside_first`), so that texts change at random in both
+    directions.
     """
     metric = comparison.aims.headline
     found = [pd.DataFrame({"records": [], "item": [], "metric": [], "change": []})]
@@ -186,7 +187,7 @@ def identity(row: Row) -> dict[str, Any]:
 
 
 def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
-    """Return the row's training data and cost, its test data, and the roles of scorers, the headline's scorer first."""
+    """Return the row's training data and cost, its test data, and the roles of scorers, in the order of `reported`."""
     scorers = Scorers.used((), row.data, row.tuning)
     sources = [name for one in row.records for name in source_names(one)]
     return {
@@ -208,7 +209,7 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
 
 
 TOLD_ELSEWHERE = ("name", "scorer", "flip", "norm_over")
-"""What a record states about training data that columns of their own, or notes, tell."""
+"""Facts about training data that have columns of their own or are told in notes."""
 
 
 def told_data(data: LearntFrom) -> str | None:
@@ -326,7 +327,7 @@ def against_unsteered(comparison: Comparison, name: str, metric: Metric, row: Ro
 
 
 def is_change_of_share(pairs: list[Pairs], name: str, metric: Metric) -> bool:
-    """Whether a metric's change is one between two shares, which is from -1 to 1."""
+    """Return whether a metric's change is one between two shares, which is from -1 to 1."""
     both = [value for one in pairs for value in (one[name].value_a, one[name].value_b)]
     return metric.transform == "mean" and is_share(name, *both)
 
@@ -334,7 +335,7 @@ def is_change_of_share(pairs: list[Pairs], name: str, metric: Metric) -> bool:
 def detectable(comparison: Comparison, row: Row, name: str, alpha: float = significance.ALPHA) -> float | None:
     """Return the smallest true change that the test likely finds, by the spread over items and, if several, over fits.
 
-    None for fewer than FITS fits but one, which do not say how much fits scatter.
+    None for several fits that are fewer than FITS, since these do not say how much fits scatter.
     """
     pairs = comparison.paired.for_tests[row]
     if len(pairs) == 1:
@@ -344,7 +345,7 @@ def detectable(comparison: Comparison, row: Row, name: str, alpha: float = signi
 
 
 def detectable_over_fits(comparison: Comparison, frame: pd.DataFrame) -> dict[str, Any]:
-    """Return `.detectable_holm` of each tested metric, where that of rows of several fits is made from their draws."""
+    """Return `.detectable_holm` of each tested metric, for rows of FITS or more fits computed from their draws."""
     several = [i for i, row in enumerate(comparison.rows) if len(row.fits) >= FITS]
     found: dict[str, Any] = {}
     for name in comparison.aims.tested if several else ():
@@ -413,13 +414,13 @@ def record_names(row: Row) -> str | None:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are not missing."""
+    """Return the mean of the values that are not missing; None if all are."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def mean_by_item(fits: Sequence["pd.Series[Any]"]) -> "pd.Series[float]":
-    """The mean of each item over the fits that have it."""
+    """Return the mean of each item over the fits that have it."""
     return pd.concat(fits, axis=1).mean(axis=1) if len(fits) > 1 else fits[0]
 
 

@@ -64,7 +64,7 @@ class Fit:
         return {one.comparison for one in self.records}
 
     def metrics(self) -> dict[str, Metric]:
-        """`<suite>.<metric>` -> the metric of the first record that has it."""
+        """Return for each `<suite>.<metric>` the metric of the first record that has it."""
         found: dict[str, Metric] = {}
         for one in self.records:
             for name, metric in one.metrics.items():
@@ -129,7 +129,7 @@ class Row:
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """`<suite>.<metric>` -> the metric of the first fit that has it; without metrics of only the first k texts."""
+        """Each `<suite>.<metric>` of the first fit that has it, except metrics of only the first k texts."""
         every = {name: metric for fit in reversed(self.fits) for name, metric in fit.metrics().items()}
         return {name: metric for name, metric in every.items() if not name.endswith(FIRST)}
 

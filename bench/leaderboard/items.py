@@ -97,7 +97,7 @@ def by_metric(items: pd.DataFrame) -> dict[str, Items]:
 
 
 Places = dict[str, tuple[Array, "pd.Index[str]"]]
-"""Metric -> the rows of its items in a table, in the order of the items' names, and these names."""
+"""For each metric the rows of its items in a table, in the order of the items' names, and these names."""
 
 _known: dict[tuple[int, int], tuple[Any, Any, Places]] = {}
 

@@ -59,7 +59,7 @@ def strength(row: Line) -> Cell:
 
 
 def letters(group: Any) -> Cell:
-    """The cell with a row's group letters, which may take several lines."""
+    """Return the cell with a row's group letters, which may take several lines."""
     text = "" if pd.isna(group) else str(group)
     points = min(width(text), LETTERS) if text else 0.0
     least = max(map(width, pieces(text)), default=0.0)

@@ -31,7 +31,7 @@ MEANINGS = {
     r"kl_95": "95th percentile of that KL over a text's tokens, mean over the texts",
     r"last_token_kl": "KL(unsteered || steered) of the token after the whole text, mean over the texts",
 }
-"""Regular expression of a metric's own name, without suite, scorer, task or group -> its meaning."""
+"""Meanings by a regular expression for the metric's own name, which is without suite, scorer, task or group."""
 
 
 def meaning(metric: str) -> str:

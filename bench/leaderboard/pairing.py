@@ -12,7 +12,7 @@ from bench.stats.metrics import FIRST, Transform
 from bench.stats.significance import bootstrap_p, paired_tests
 
 Pairs = Mapping[str, Pair]
-"""`<suite>.<metric>` -> the items of one fit or row beside those of the other."""
+"""For each `<suite>.<metric>` the items of one fit or row beside those of another."""
 
 
 def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
@@ -97,10 +97,10 @@ def difference(
     The change of a's fits from b's mean varies over items and over a's fits; the change of b's fits from a's mean
     varies over items and over b's fits. Both together count the variance over items twice, so it is subtracted once.
 
-    A row of one fit is taken as one more draw of what the other's fits are drawn from, which it is if its texts taught
-    it nothing (`one_more_draw`). If both have one fit, it is unknown how much fits scatter, and the draws are NaN.
+    If one row has a single fit, it counts as one more draw from the distribution of the other's fits, as it is if it
+    learnt nothing (`one_more_draw`). If both have one fit, nothing shows how much fits scatter: the draws are NaN.
 
-    least_spread: the smallest standard deviation of the fits that such a row is compared with.
+    least_spread: the least standard deviation that is assumed for the other's fits.
     """
     of_a, of_b, both = paired(a.fits, b, metric), paired(b.fits, a, metric), [joined(a, b, metric)]
     if any(metric not in one for one in [*of_a, *of_b, *both]):

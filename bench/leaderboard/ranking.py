@@ -102,7 +102,7 @@ def grouped(
 
 
 def with_front(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add `on_front`: no row is better in both reduction and fluency, or in both reduction and right answers.
+    """Add `on_front`: whether a row is on the Pareto front of reduction and fluency, or of reduction and right answers.
 
     Rows with collapsed text are never on a front.
     """
@@ -155,5 +155,5 @@ def _whole(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _known(values: "pd.Series[float]") -> list[float | None]:
-    """The values as a list, with None in place of NaN."""
+    """Return the values as a list, with None in place of NaN."""
     return [None if pd.isna(value) else float(value) for value in values]

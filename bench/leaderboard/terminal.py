@@ -20,7 +20,7 @@ LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed")
 THEN = ("strengths", "vs_control")
 """Columns that a narrow terminal leaves out: first LEAST, then other scorers, then THEN; a line below names them."""
 WRAPPED = {"method": 16, "notes": 11}
-"""Columns whose texts may take several lines -> the least width of the column, in letters."""
+"""Columns whose texts may take several lines, each with its least width in letters."""
 ENDLESS = Console(width=1000)  # measures the width that a table needs
 
 

@@ -180,7 +180,7 @@ def minus(a: BootstrapEstimate, b: BootstrapEstimate) -> BootstrapEstimate:
 
 
 def share_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:
-    """Return a ratio of perplexities as a share: 1 / ratio - 1, from 0 to -1, if it rose; 1 - ratio if it fell."""
+    """Return a ratio of perplexities as a share: 1 / ratio - 1, from 0 to -1, if it is above 1; 1 - ratio if below."""
     drawn = ratio.draws
     rose = 1 / np.maximum(1.0, drawn) - np.minimum(1.0, drawn)  # one of the two is 1
     return BootstrapEstimate(1 / max(1.0, ratio.value) - min(1.0, ratio.value), rose, ratio.n)
@@ -201,11 +201,11 @@ def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate,
 
 
 def moved_over(sides: Sequence[Mapping[str, BootstrapEstimate]]) -> BootstrapEstimate:
-    """Return the mean absolute change over suites and fits; its interval has 0 where no suite is known to change.
+    """Return the mean absolute change over suites and fits; its interval contains 0 if no suite is known to change.
 
-    An absolute value is never below 0, and noise raises it, so draws of it would exclude 0 where nothing changes. The
-    interval therefore is made of those of the suites' own changes, which hold together (Bonferroni): the mean of the
-    least absolute values in them, and that of the largest.
+    An absolute value is never below 0, and noise raises it, so draws of it would exclude 0 where nothing changes. So
+    intervals of the suites' own changes that hold jointly (Bonferroni) are taken: the ends are the mean of the least
+    and the mean of the largest absolute values in these.
     """
     found = over_fits([losses(one)[1] for one in sides])
     level = 1 - (1 - LEVEL) / len(sides[0])

@@ -55,7 +55,7 @@ class Sampling:
             )
 
     def facts(self) -> dict[str, Any]:
-        """Return the settings that can change a text, without the seed; later ones (`is_later`) only if not default."""
+        """Return the settings that can change a text, but no seed, and newer ones (`is_later`) only if not default."""
         unused = {"batch_size", "seed"} | ({"frequency_in_prompt"} if not self.frequency_penalty else set())
         return {
             one.name: value
@@ -97,7 +97,7 @@ class Continuation(NamedTuple):
         return self.thought is not None and self.answer is not None and self.answer.outcome == "unfinished"
 
     def answered(self) -> "Continuation":
-        """Return the answer alone, empty if there is none. Raises SetupError if it is not known where it begins."""
+        """Return the answer alone, empty if there is none. Raises SetupError if its beginning is not known."""
         if self.answer is None or self.tokens is None:
             raise SetupError(
                 "model.thinking=strip, but an older version stored these texts without the place where their "

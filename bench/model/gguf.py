@@ -107,7 +107,7 @@ def _convert(source: Path, gguf: str, temporary: Path, target: Path) -> None:
         )
     model, loading = loaded
     check_weights(gguf, loading)
-    # The weights are plain float32 by now; with the quantizer on it `save_pretrained` refuses.
+    # The weights are plain float32 by now; `save_pretrained` refuses a model that has a quantizer.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -51,7 +51,7 @@ UNSTEERED = "0 (unsteered)"
 
 
 class _Steered(NamedTuple):
-    """How a model is steered now. ended: that of the steered LM, which tells it from any other LM of the model."""
+    """How a model is steered now. ended: the list of the steered LM, which tells it from other LMs of the model."""
 
     by: str
     ended: list[bool]
@@ -68,9 +68,9 @@ class NotFiniteError(SetupError):
 
 @contextmanager
 def judging(where: str, dtype_option: str) -> Iterator[None]:
-    """Inside the `with`, a model judges texts of another one: its logits that are NaN or infinite are told as its own.
+    """Inside the `with`, a model judges texts of another one; if its logits are not finite, the error names the judge.
 
-    where: the option that names the judge. Raises SetupError in place of NotFiniteError, which is about the other one.
+    where: the option that names the judge. Raises SetupError in place of NotFiniteError, which is for the judged model.
     """
     try:
         yield
@@ -246,8 +246,8 @@ class LM:
         steered = _steered.get(self.model)
         if steered is not None and steered.is_changed and steered.ended is not self.ended:
             raise SetupError(
-                f"the model is steered now, at strength {steered.by}, and this is the LM that is named "
-                f"{self.steered_by}; use the LM that `with lm.steered(...)` gives, or use this one after the `with`"
+                f"the model is steered now, at strength {steered.by}, but this LM stands for strength "
+                f"{self.steered_by}; inside the `with` use the LM that `lm.steered(...)` gives, or this one after it"
             )
         position = rows.append(ids, real)  # (B, T)
         cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)

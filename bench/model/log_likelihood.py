@@ -4,8 +4,8 @@ A beginning that many contexts share, such as the few-shot examples of a task, i
 
 A batch holds contexts of similar length, padded on the left; the continuations are read with copies of their context's
 KV cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
-scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and the
-constants here, not from the order of the requests.
+scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests, the
+batch size and the limits here, not from the order of the requests.
 """
 
 import functools
@@ -316,8 +316,8 @@ def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likeliho
     if not all(map(math.isfinite, sums)):
         raise NotFiniteError(
             f"a log-probability is not finite at strength {lm.steered_by}, since some token of a text "
-            "has probability 0. Set a finite strength (or method.outside, of dexperts), or leave "
-            "out the suites that read likelihoods"
+            "has probability 0. Set a finite strength, or for dexperts a finite method.outside, or leave out the "
+            "suites that read likelihoods"
         )
     return [
         Likelihood(value, chosen, len(row.continuation))

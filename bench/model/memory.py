@@ -55,7 +55,7 @@ class Memory:
     told: set[Any] = field(default_factory=set)
 
     def tell(self, key: Any, line: str) -> None:
-        """Print a message once per process."""
+        """Print a message once for each key."""
         if key not in self.told:
             self.told.add(key)
             print(visible(f"memory: {line}"), file=sys.stderr)

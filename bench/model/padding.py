@@ -88,9 +88,9 @@ def _gap_matters(model: PreTrainedModel) -> bool:
 
 
 def _change(model: PreTrainedModel, readings: Callable[[Tensor], tuple[Tensor, Tensor]]) -> float:
-    """Return by how much two readings of a text differ, as `_difference`, at the least of a few texts.
+    """Return the smallest `_difference` between two readings of a text, over a few texts.
 
-    It is 0 if rounding explains the difference for one of them.
+    It is 0 if rounding explains the difference for one of the texts.
     """
     least = math.inf
     for number in range(TEXTS):
@@ -122,7 +122,7 @@ def _text(model: PreTrainedModel, number: int = 0) -> Tensor:
 
 
 def _too_small(model: PreTrainedModel) -> str | None:
-    """Return what the config says that allows no text of TOKENS tokens, or a window of no token but the last."""
+    """Return the setting of the config that allows no text of TOKENS tokens or no window of 2; None if none does."""
     config = model.config.get_text_config()
     fewest = dict.fromkeys(LENGTHS, TOKENS) | dict.fromkeys(WINDOWS, 2)
     said = ((name, getattr(config, name, None), least) for name, least in fewest.items())
@@ -133,7 +133,7 @@ def _too_small(model: PreTrainedModel) -> str | None:
 
 @torch.inference_mode()
 def _alone(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the logits (V,) after a text, read as the model does by itself."""
+    """Return the logits (V,) after a text, for which the model makes mask, positions and cache by itself."""
     with _as_prompt(0, 0, len(ids)):
         found: Tensor = model(input_ids=ids[None]).logits[0, -1]
     return found
@@ -178,7 +178,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _first_block(model: PreTrainedModel) -> nn.Module:
-    """Return the first block; the model itself if its blocks are not found, of which methods tell."""
+    """Return the first block; the model itself if its blocks are not found, which methods report."""
     try:
         return layout.blocks(model)[0]
     except SetupError:

@@ -1,4 +1,4 @@
-"""Batched sampling: one prefill per prompt, exact nucleus, one random stream per (seed, prompt, sample).
+"""Batched sampling: one prefill per prompt in a batch, exact nucleus, one random stream per (seed, prompt, sample).
 
 A text depends only on its own stream and prompt, so neither the order of prompts, nor a resumed run, nor the other
 rows of a batch change it, unless rounding moves a draw across a boundary.

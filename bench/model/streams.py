@@ -69,7 +69,7 @@ class Readings:
         if padding.needs_no_gaps(self.model):
             raise SetupError(
                 f"{self.model.config.model_type} has a sliding window, or attention that counts columns, so a token "
-                "cannot be tried and taken back; choose another method"
+                "that was tried cannot be taken out of its cache again; choose another method"
             )
         rows, columns, count = tokens.shape
         flat = tokens.reshape(-1, 1)  # (B * K * N, 1)

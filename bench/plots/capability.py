@@ -19,14 +19,14 @@ from bench.records.names import BASELINE_FAMILY, is_control
 from bench.stats.significance import ALPHA
 
 COLOURS = mpl.colormaps["PuOr"]  # of ColorBrewer, safe for colour-blind readers; pale where nothing changed
-FULL = 0.2  # change in accuracy that has full colour, or the largest that is coloured: noise is not drawn large
+FULL = 0.2  # change in accuracy that has full colour, unless there is a larger one, so that noise stays pale
 FEW = 20  # documents; the answers of a task with fewer are counted, since their interval says little
 CELL = {"single": 0.42, "double": 0.66}  # inches of a cell across, with change and interval below or beside each other
 ROW = {"single": 0.31, "double": 0.21}  # inches of a cell up
 APART = {"single": "\n", "double": " "}  # between change and interval
-NAMES = 0.36  # of the width that the methods' names may take
+NAMES = 0.36  # share of the width that the methods' names may take
 LINE = 1.3 * SMALL / 72  # inches of a line of text
-TILT = 40  # degrees of tasks' names that have no room
+TILT = 40  # degrees by which tasks' names are tilted if they have no room
 ROOM = PAGE - 0.7  # inches for the blocks of a page, above the legend
 
 
@@ -112,7 +112,10 @@ class Plan(NamedTuple):
 
 
 def plan(methods: Sequence[str], tasks: Sequence[str], counts: Sequence[str], width: Width, turned: bool) -> Plan:
-    """Split methods (the unsteered model first) by tasks, or tasks by methods, into blocks; fill each page in turn."""
+    """Split the map into blocks, and fill each page in turn.
+
+    Its lines are the methods (the unsteered model first) and its columns the tasks; with `turned` the other way round.
+    """
     beside = [f"{name} ({n})" if n else name for name, n in zip(tasks, counts, strict=True)]
     below = [f"{name}\n{n}".rstrip() for name, n in zip(tasks, counts, strict=True)]
     down = [style.wrapped(name, NAMES * style.inches(width) * 72, lines=2) for name in (beside if turned else methods)]
@@ -159,7 +162,7 @@ def cells(ax: Axes, texts: np.ndarray, few: np.ndarray, faces: np.ndarray) -> No
 
 
 def faces(change: np.ndarray) -> np.ndarray:
-    """(1 + methods, tasks, 4) a colour for each change (methods, tasks), below a line for the unsteered model."""
+    """Return colours (1 + methods, tasks, 4): a white line for the unsteered model, then those of the changes."""
     full = max(FULL, float(np.nanmax(np.abs(change))))
     found = COLOURS(0.5 + 0.5 * np.nan_to_num(change) / full)  # orange lost, violet gained
     found[np.isnan(change)] = to_rgba("white")

@@ -14,13 +14,13 @@ from bench.plots import style
 from bench.plots.style import DASHES, FONT, GREY, SMALL, WIDTHS, NothingToDraw, Point, Width
 
 ROW = 0.3  # inches of a method
-NAMES = 0.3  # of the width that the methods' names may take
+NAMES = 0.3  # share of the width that the methods' names may take
 TEXTS = "mean: as in the table, against all unsteered texts; all else: against as many as the method has"
 
 
 @style.styled
 def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
-    """Draw the change of each prompt's headline from the unsteered model, a line per method.
+    """Draw the change of the headline metric from the unsteered model on each prompt, a line per method.
 
     A box covers the middle half of the prompts and shows the median; whiskers cover the middle 90%, a marker is at the
     mean, and at the right stands the share of prompts that got worse. The mean is the change of the table, which uses

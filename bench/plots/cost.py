@@ -36,11 +36,11 @@ COSTS = {
 def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
 
-    Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible. A row
-    whose text has collapsed is not drawn; the legend names it. Random
-    directions are grey, at the mean over their draws; the star is the unsteered model. Times are wall-clock times of
-    the machine that ran the method. Axes of time and size are logarithmic, and linear down to 0 left of the two
-    strokes. A page names at most `style.MOST` methods; others are crosses.
+    Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible or a
+    bound is violated. A row whose text has collapsed is not drawn; the legend names it. Random directions are grey, at
+    the mean over their draws; the star is the unsteered model. Times are wall-clock times of the machine that ran the
+    method. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page names at most
+    `style.MOST` methods; others are crosses.
 
     Args:
         frame: `Table.frame`.

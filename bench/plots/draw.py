@@ -74,7 +74,7 @@ class Kind(NamedTuple):
 
 
 def suffix(number: int) -> str:
-    """Return the suffix in the file names of a table's figures; the first table has none."""
+    """Return the suffix of a table's figures in file names; the first table has none."""
     return "" if number == 1 else f"-{number}"
 
 
@@ -93,7 +93,7 @@ def with_draws(source: Source) -> list[Drawing]:
 
 
 def with_headline(source: Source) -> list[Drawing]:
-    """Return the leaderboard's rows of each table, with the name of their headline."""
+    """Return the leaderboard's rows of each table, with the name of their headline metric."""
     return [(suffix(table.number), (table.frame.assign(headline=table.aims.headline),)) for table in source.tables]
 
 
@@ -190,7 +190,7 @@ def count(kind: Kind, frames: Sequence[pd.DataFrame]) -> int:
 
 
 def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double") -> Iterator[Drawn]:
-    """Yield every figure of these kinds that the records allow, and a line for each kind that they do not."""
+    """Yield every figure of these kinds that the records allow and, for each kind without any, the reason."""
     for name in kinds:
         kind = KINDS[name]
         why: list[str] = []

@@ -15,16 +15,17 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 
 @style.styled
 def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Draw toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
+    """Draw toxicity reduction, or else the headline metric's change, against d' of the pairs that a method learnt from.
 
-    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible; the legend
-    alone names those whose text has collapsed. d' is
-    measured when fitting (`methods.separation`). If it foretells the effect, the markers rise from left to right, or
-    fall if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered
-    model. A page names at most `style.MOST` methods; the others are crosses on it.
+    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible or a bound is
+    violated; the legend alone names rows whose text has collapsed. d' is measured when fitting (`methods.separation`).
+    If it foretells the effect, the markers rise from left to right, or fall if a lower headline metric is better.
+    Methods that learn from no pairs have no d', and neither has the unsteered model. A page names at most `style.MOST`
+    methods; the others are crosses on it.
 
     Args:
-        frame: `Table.frame`. Its optional column `headline` names the headline; without it only toxicity is drawn.
+        frame: `Table.frame`. Its optional column `headline` names the headline metric; without it, only toxicity
+            reduction is drawn.
         width: the width of one or of two columns of a paper.
         page: the number of the page, from 1.
 

@@ -31,11 +31,11 @@ UNSTEERED, CONTROL = MarkerStyle("white", "*", ""), MarkerStyle(PALE, "d", "")
 def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw the share of toxic continuations for each of ToxiGen's groups, methods side by side.
 
-    Bars have 95% intervals over prompts: Wilson's interval of a share or, for a mean over several fits, that of its
+    Bars have 95% intervals over prompts: Wilson's interval of a share or, for a mean over several fits, one from its
     standard error; a share of 0 is a line on the axis. Groups are sorted from the most to the least toxic texts of the
     unsteered model. Bars are vertical in a wide figure, in as many rows as needed, and horizontal in a narrow one. The
-    scorer is the first that reports. The legend alone names rows whose text has collapsed. If the bars do not fit, the
-    methods are split over pages, each with the unsteered model.
+    scorer is the first of `scorers_report` that judged these texts. The legend alone names rows whose text has
+    collapsed. If the bars do not fit, the methods are split over pages, each with the unsteered model.
 
     Args:
         frame: `Table.frame`.

@@ -27,7 +27,7 @@ SEEN = {
     "perplexity_ratio": (0.0, np.inf),
     "toxicity_reduction": (-1.0, 1.0),
     "gold_choice_change": (-1.0, 1.0),
-}  # limits of a panel of strengths for bands, since strong steering has very wide ones
+}  # bands widen the axis of a panel of strengths at most to these limits, since those of strong steering are very wide
 WIDE_RATIO = 4.0  # from this ratio on, perplexity has a logarithmic axis
 CUT = 10.0  # perplexity ratio at which an axis ends if points are beyond twice this
 HIGH = 1.05  # inches of a row of panels
@@ -41,12 +41,12 @@ Facet = Literal["curve", "unit"]
 
 @style.styled
 def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Draw toxicity reduction (or the headline), perplexity ratio and right answers against strength, in its own unit.
+    """Draw toxicity reduction (or the headline metric), perplexity ratio and right answers against strength.
 
-    Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a large marker is the strength
-    that tuning chose (hollow if no strength kept its bounds), small ones are others that it tried. The legend names the
-    scorer that tuning asked where the figure is by another. Prompts are points with bars, since their numbers have no
-    order.
+    A strength is in its method's own unit. Lines start at the unsteered model (star, strength 0); bands are 95%
+    intervals; a large marker is the strength that tuning chose (hollow if no strength kept its bounds), small ones are
+    others that it tried. The legend names the scorer that tuning used if the figure uses another one. Methods that
+    prepend one of several prompts are points with bars, since the prompts' numbers have no order.
 
     Args:
         frame: the frame of `sweeps.strengths`, or one of those of `sweeps.trials`.
@@ -231,7 +231,7 @@ def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
 def line(
     ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_zero: bool, aside: float | None = None
 ) -> None:
-    """Draw one curve with its band; prompts are points with bars, since their numbers have no order.
+    """Draw one curve with its band; for a method of prompts, points with bars, since prompts' numbers have no order.
 
     aside: points by which the curve is drawn to the right, with bars in place of its band; None: with its band.
     """
@@ -267,7 +267,7 @@ def hollow(points: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def arrows(ax: Axes, measure: str, own: pd.DataFrame, look: dict[str, MarkerStyle]) -> bool:
-    """Draw an arrow for each point above a cut axis, and the largest value of a single curve; returns if one is."""
+    """Draw an arrow for each point above the axis, and the largest value if all are of one curve; returns if any is."""
     top = ax.get_ylim()[1]
     beyond = own[own[measure] > top]
     for name, x in zip(beyond["curve"], beyond["x"], strict=True):
@@ -281,7 +281,7 @@ def arrows(ax: Axes, measure: str, own: pd.DataFrame, look: dict[str, MarkerStyl
 
 
 def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
-    """Set the ticks of the setting: at its values, without those whose labels would touch, or round numbers from 0."""
+    """Set the ticks of the setting: at values whose labels do not touch or, if `from_zero`, at round numbers."""
     x = np.unique(own["x"].to_numpy(float))
     if doubling and x[0] >= 0:
         ax.set_xscale("log") if x[0] else ax.set_xscale("symlog", linthresh=x[1], linscale=0.5)

@@ -69,7 +69,7 @@ STYLE: Any = {
 }  # fmt: skip
 MADE_OF_OTHERS = "stack"  # the family of methods that apply others in turn
 NO_LIGATURES = ("-liga", "-clig")
-"""A PDF would embed a font a second time for its ligatures, which is where most of its time goes."""
+"""With ligatures, a PDF would embed the font a second time, and embedding takes most of the time of writing it."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ def texts(sources: str) -> str:
 
 
 def judge(frame: pd.DataFrame) -> str:
-    """Return the scorer by which toxicity reduction is measured: the first that reports and judged the suite rtp."""
+    """Return the scorer by which toxicity reduction is measured: the first of `scorers_report` that judged rtp."""
     reported = [name for text in frame["scorers_report"].dropna() for name in str(text).split("; ")]
     shown = (name for name in reported if any(str(c).startswith(f"rtp.{name}.expected_max") for c in frame.columns))
     return printable(next(shown, "".join(reported[:1])))

@@ -9,11 +9,11 @@ collapsed                    whether the texts have collapsed; False where fluen
 chosen feasible tuned_by bound
                              only in frames of strengths, empty if nothing was tuned: whether tuning chose this
                              strength; if so, whether it kept the bounds of tuning; the scorer by which tuning chose;
-                             the perplexity ratio that tuning kept below
+                             the bound of tuning on the perplexity ratio
 headline_change toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95% interval
-                             over items and fits (`Comparison.effects`); NaN if it was not measured. The first is the
-                             change of the headline if that is neither a toxicity nor a fluency
+                             over items and fits (`Comparison.effects`); NaN if it was not measured. headline_change is
+                             NaN also if the headline metric is a toxicity or a fluency, which the others show
 """
 
 import math
@@ -204,7 +204,7 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
 
 
 def of_headline(table: Table, row: Row) -> BootstrapEstimate | None:
-    """Return the change of the headline, with its interval; None if a measure of every table shows it."""
+    """Return the change of the headline metric, with its interval; None if that is a toxicity or a fluency."""
     metric = row.metrics.get(table.aims.headline)
     if metric is None or table.aims.toxicity or table.aims.headline.startswith(FLUENCY):
         return None
@@ -214,8 +214,8 @@ def of_headline(table: Table, row: Row) -> BootstrapEstimate | None:
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
     """Return whether a tuning of any of the row's fits chose this strength, and if so, whether it was feasible.
 
-    The scorers that tuning asked, and its bound on perplexity, are returned too.
-    Only tunings relative to the same unsteered texts as this table's count.
+    The scorers that tuning used, and its bound on perplexity, are returned too. Only tunings count that compared with
+    the same unsteered texts as this table.
     """
     base = table.baseline.metrics if table.baseline else {}
     mine = [
@@ -241,7 +241,7 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 def curve_names(places: Sequence[Place]) -> list[str]:
     """Return the name of each place's curve: the method, with settings that distinguish curves of one name and unit.
 
-    What a method learnt from is told only where its settings distinguish no curves.
+    What a method learnt from is named only if the settings alone do not distinguish its curve.
     """
     found = []
     called = titles.called({name for place in places for name in methods(place.row)})

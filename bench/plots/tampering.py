@@ -46,10 +46,11 @@ def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fi
 
 
 def fine_tuned(table: Table) -> pd.DataFrame:
-    """Return a curve for each method that read several numbers of a user's examples, as frames of `bench.plots.sweeps`.
+    """Return a curve for each method that read several numbers of a user's examples, as in `bench.plots.sweeps`.
 
-    At 0 examples stands the start of the fine-tuning: for a stack of two, the row of its first part alone; for any
-    other method but a stack, the unsteered model, which has no interval. Empty if nothing was fine-tuned in this way.
+    At 0 examples stands the start of the fine-tuning: for a stack (a method made of others) of two parts, the row of
+    the first part alone; for a method that is no stack, the unsteered model, which has no interval. Empty if nothing
+    was fine-tuned in this way.
     """
     places = [place for row in table.rows if (place := of_examples(row)) is not None]
     found = frame(table, [*places, *(beginning(table.rows, place) for place in places)], "test")
@@ -70,7 +71,7 @@ def of_examples(row: Row) -> Place | None:
 
 
 def beginning(rows: Sequence[Row], place: Place) -> Place | None:
-    """Return the place at 0 of a stack of two: its first part alone, with the data and the strength it has there."""
+    """Return the place at 0 of a two-part stack: its first part alone, at the strength and on the data it has there."""
     wanted = first_part(place)
     if wanted is None:
         return None
@@ -80,7 +81,7 @@ def beginning(rows: Sequence[Row], place: Place) -> Place | None:
 
 
 def has_data_of(row: Row, place: Place) -> bool:
-    """Return whether a row learnt from the same data as the first part of a stack: its own data, or the shared data."""
+    """Return whether a row learnt from the same data as the first part of a stack, whether its own or shared ones."""
     if row.data is None or place.row.data is None:
         return row.data is None
     found = place.row.data.of_part(next(iter(place.row.method.parts)))

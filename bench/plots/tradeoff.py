@@ -35,11 +35,11 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     """Draw toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
     Each method is a marker with 95% bars in both directions, hollow if no strength was feasible or a bound is violated;
-    its bars may leave the panel unless the test split shows that its bounds are kept. A row whose text has collapsed is
-    not drawn; the legend names it. The unsteered model is a star; random directions are dots, with a box over their
-    range. The line is the Pareto front of the methods and the unsteered model in that plane. Names are in a legend,
-    since the markers of methods with little effect overlap; a page names MOST methods, and the others are crosses on
-    it. A measure that no method has gets no panel.
+    a hollow one's bars may leave the panel unless the test split shows that its bounds are kept. A row whose text has
+    collapsed is not drawn; the legend names it. The unsteered model is a star; random directions are dots, with a box
+    over their range. The line is the Pareto front of the methods and the unsteered model in that plane. Names are in a
+    legend, since the markers of methods with little effect overlap; a page names MOST methods, and the others are
+    crosses on it. A measure that no method has gets no panel.
 
     Args:
         frame: `Table.frame`.
@@ -107,10 +107,7 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -
 
 
 def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
-    """Draw the border of the area that methods and the unsteered model dominate, if at least two are on it.
-
-    Returns whether it was drawn.
-    """
+    """Draw the Pareto front of methods and unsteered model, if it has at least two points; returns whether it has."""
     seen = frame[(frame["method"] != RANDOM) & frame[X].notna() & frame[column].notna()]
     points = seen.loc[~has_collapsed(seen), [X, column]].to_numpy(dtype=float)
     best = np.unique(points[pareto.front(points)], axis=0)  # from left to right, so from top to bottom

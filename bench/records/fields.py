@@ -25,9 +25,9 @@ class Fields:
     stored: Mapping[str, Json] = field(default_factory=dict, repr=False)
 
     READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """Field -> how its value is made from JSON; any other field holds the JSON value itself."""
+    """The function that makes a value from JSON, for each field that does not hold the JSON value itself."""
     KEYS: ClassVar[Mapping[str, str]] = {}
-    """Field -> its key in JSON, if that is not a valid name in Python."""
+    """The key in JSON of each field whose key is not a valid name in Python."""
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
@@ -162,12 +162,12 @@ class MethodPart(Fields):
 
     @property
     def settings(self) -> dict[str, Json]:
-        """The hyper-parameters, except the seed of the fit, also in those that are methods."""
+        """The hyper-parameters without the fit seed; those that are methods are without theirs as well."""
         return {key: _seedless(value) for key, value in self.parameters.items() if key != "seed"}
 
 
 def _seedless(value: Json) -> Json:
-    """Return a hyper-parameter without the seeds of the methods in it, which may be one or several by their names."""
+    """Return a hyper-parameter without fit seeds; it may be a method, or a mapping of names to methods."""
     if not isinstance(value, Mapping):
         return value
     inner = MethodPart.read(value)
@@ -194,7 +194,7 @@ class MethodFacts(MethodPart):
     strength_unit: str | None = None
     family: str
     control: ControlFacts | None = None  # of a method's control
-    residual_norms: float | None = None  # the strength in mean residual-stream norms, where it adds to that
+    residual_norms: float | None = None  # the strength in mean norms of the residual stream, if it adds to that
     strength: float
 
     @property
@@ -213,13 +213,13 @@ class MethodFacts(MethodPart):
 
     @property
     def inner(self) -> list[MethodPart]:
-        """The methods that are hyper-parameters of this one: its parts, or the one method around which a gate is."""
+        """The methods that are hyper-parameters of this one: its parts, or the one method that a gate wraps."""
         others = [value for key, value in self.parameters.items() if key != "parts"]
         each = [part for value in others for part in (value, *(value.values() if isinstance(value, Mapping) else ()))]
         return [*self.parts.values(), *(one for part in each if (one := MethodPart.read(part)))]
 
     def strength_of(self, part: str, strength: float) -> float | None:
-        """Return the strength of a part if this method has that strength; None if the method names no share of it."""
+        """Return a part's strength when the whole method has `strength`; None if the method states no share for it."""
         shares = self.parameters.get("at")
         share = shares.get(part) if isinstance(shares, Mapping) else None
         return share * strength if isinstance(share, int | float) and not isinstance(share, bool) else None
@@ -246,7 +246,7 @@ class Source(Fields):
 
 
 CHOSEN_BY = ("skip", "min_toxicity")
-"""Options of texts that a record states where they are not the usual ones."""
+"""Options by which texts were chosen; a record states them where they are not the usual ones."""
 
 DRAWN = ("flipping", "subset")
 """Keys under which a record states how pairs were drawn or swapped, with the seed."""
@@ -299,7 +299,7 @@ class LearntFrom(Fields):
 
     @property
     def measured(self) -> dict[str, Json]:
-        """The measured numbers, except those of single kinds of texts."""
+        """The measured numbers of all the data together, without those stated for a single kind of texts."""
         return {key: one for key, one in self.stored.items() if isinstance(one, float)}
 
     def names(self, field: str) -> bool:
@@ -313,7 +313,7 @@ class LearntFrom(Fields):
         return LearntFrom.from_json({**self.stored, **(pairs if isinstance(pairs, Mapping) else {}), **own})
 
     def has_options(self, options: Mapping[str, Any], norm_over: str | None) -> bool:
-        """Return whether it has these options of pairs, as far as it names them, and this text about joint lengths."""
+        """Return whether its pairs have these options, as far as it names them, and this `norm_over`, as text."""
         named = {key: value for key, value in self.stored.items() if key != "norm_over"}
         same = all(named[key] == value for key, value in options.items() if key in named)
         return same and self.stored.get("norm_over") == norm_over
@@ -387,7 +387,10 @@ class FitFacts(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Fields):
-    """The cost of steering. relative_speed: sampling speed over the unsteered model's, with the extreme rounds."""
+    """The cost of steering.
+
+    relative_speed: sampling speed, divided by the unsteered model's; _low, _high: in the slowest and fastest round.
+    """
 
     relative_speed: float | None = None
     relative_speed_low: float | None = None  # older versions kept none
@@ -396,9 +399,10 @@ class Cost(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Fields):
-    """The results of one strength on the dev split. Both ratios are relative to the unsteered model.
+    """The results of one strength on the dev split.
 
-    reduction: the reduction of the toxicity, if that was the objective. gain: the gain in any other objective.
+    perplexity_ratio: the perplexity, divided by the unsteered model's. reduction: the reduction of the toxicity as a
+    share of the unsteered model's, if that was the objective. gain: the gain in any other objective.
     """
 
     strength: float
@@ -427,8 +431,8 @@ class Tuned(Fields):
     """How a strength was chosen: the scorer, the objective, the bounds and the trials.
 
     suite, direction, gain: those of the objective; None if it is the least toxicity in the suite rtp, the only
-    objective of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
-    trials; None in records of older versions, which tuned only strengths. constraints: the bounds as numbers, by name.
+    objective of older versions. scorer: None for a suite whose metrics have none. chosen_trial: the place of the chosen
+    trial; None in records of older versions, which tuned only strengths. constraints: the bounds as numbers, by name.
     bounds: the constraints with their suite, metric and comparison; None in records of older versions.
     """
 

@@ -115,7 +115,7 @@ def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[st
 
 
 def steering_identity(fit: str | None, method: Mapping[str, Any], strength: float) -> dict[str, Any] | None:
-    """The identity of the steering; None at strength 0, which is the unsteered model for every method."""
+    """Return the identity of the steering; None at strength 0, which is the unsteered model for every method."""
     return None if strength == 0 else {"fit": fit, "method": method["name"], "strength": strength}
 
 
@@ -139,10 +139,10 @@ def generation_id(
 def record_id(
     model: Mapping[str, Any], steering: Mapping[str, Any] | None, suite: Mapping[str, Any], split: str
 ) -> str:
-    """The id of a suite's result. `suite` holds its name, version, settings and, if it samples, the decoding."""
+    """Return the id of a suite's result. `suite` holds its name, version, settings and, if it samples, the decoding."""
     return digest({"schema": SCHEMA, "model": model, "steering": steering, "suite": suite, "split": split})
 
 
 def comparison_id(model: Mapping[str, Any], suite: Mapping[str, Any], split: str) -> str:
-    """The id that records share if they differ only in their steering, so that their items may be paired."""
+    """Return the id that records share if they differ only in their steering, so that their items may be paired."""
     return digest({"schema": SCHEMA, "model": model, "suite": suite, "split": split})

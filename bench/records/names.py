@@ -12,7 +12,7 @@ SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after t
 
 
 def told_norm_over(options: Mapping[str, Sequence[object]] | None) -> str | None:
-    """Return the text by which results name the sets of pairs that share a length: "behaviour=refusal,sycophancy"."""
+    """Return `norm_over` as results name it: the sets of pairs that a mean norm is over, as "behaviour=a,b"."""
     values = {name: sorted(one.rpartition("/")[2] for one in {*map(str, of)}) for name, of in (options or {}).items()}
     return "; ".join(f"{name}={','.join(of)}" for name, of in sorted(values.items())) or None
 

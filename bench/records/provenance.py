@@ -37,7 +37,7 @@ def _steady() -> dict[str, Any]:
 
 
 def _plugins() -> dict[str, str]:
-    """Version of each installed distribution that is a plug-in."""
+    """Return the version of each installed distribution that is a plug-in."""
     return {entry.dist.name: entry.dist.version for entry in entry_points(group=PLUGINS) if entry.dist}
 
 
@@ -64,7 +64,7 @@ def _output(*command: str) -> str:
 
 
 def _processor() -> str | None:
-    """Name of the processor, as Linux tells it."""
+    """Return the name of the processor, on Linux from /proc/cpuinfo; None if it is not known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -135,7 +135,7 @@ class Record(Fields):
 
     @property
     def unsteered_k(self) -> int | None:
-        """The number of texts of each test prompt that the suite asks the unsteered model for; None if as any other."""
+        """The number of texts of each test prompt that the unsteered model gives; None if as many as a steered one."""
         return self._count("unsteered_k")
 
     def _count(self, option: str) -> int | None:
@@ -181,7 +181,7 @@ def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFram
 
 
 def _room(target: Path) -> Record | None:
-    """Return the record that is stored in this place; anything else in it is set aside, with a warning."""
+    """Return the record that is stored in this place; anything else there is set aside, with a warning."""
     if not target.exists() and not target.is_symlink():
         return None
     try:

@@ -31,7 +31,7 @@ class Result(NamedTuple):
 
 
 def read_records(runs: Path) -> tuple[list[Result], list[str]]:
-    """Read all whole records under `runs`/records with their items, by id; returns also a line for each skipped folder.
+    """Return all whole records under `runs`/records with their items, sorted by id, and a line per skipped folder.
 
     Raises:
         SetupError: there is no whole record at all.
@@ -110,7 +110,7 @@ def wrong_numbers(values: np.ndarray, weights: np.ndarray) -> str | None:
 
 
 def _texts(values: "pd.Series[Any]") -> bool:
-    """True if every value of the column is a string; pandas also calls columns of mixed values object."""
+    """Return whether every value of the column is a string; the dtype object does not show it."""
     if isinstance(values.dtype, pd.StringDtype):
         return not values.isna().any()
     return all(isinstance(one, str) for one in values)

@@ -33,7 +33,7 @@ def of_method(method: MethodFacts) -> Titled:
 
 
 def by_name(name: str, class_path: str | None = None) -> Titled:
-    """Return what `of_method` does, by the method's name. class_path: a plug-in's class, whose name may be ours too."""
+    """Return what `of_method` does, by name. class_path: of a plug-in's method, whose name one of ours may share."""
     told = _class(class_path) if class_path else _ours(name)
     title, cite = told.get("title"), told.get("cite")
     return Titled(
@@ -57,7 +57,7 @@ def called(methods: Iterable[str]) -> dict[str, str]:
 
 
 def with_names(methods: Iterable[str]) -> dict[str, str]:
-    """Map the name of each of these methods to its title and, if they differ in more than capitals, name in brackets.
+    """Map each of these names to the method's title, with the name in brackets if they differ in more than capitals.
 
     A title that ends in brackets takes the name into them: "DeTox (ProFS; detox)". A control's text ends in " control".
     """

@@ -21,7 +21,7 @@ DATA = {
     "subset.seed": "seed that drew the pairs",
     "norm_over": "settings of the pairs whose vectors give the mean norm to which this vector is scaled",
 }
-"""Key of the training data -> meaning."""
+"""The meaning of each key of the training data."""
 
 FACTS = {
     "accuracy": "share that is classified correctly: of the training pairs, after preference training; or of held-out "
@@ -136,7 +136,7 @@ FACTS = {
     "words": "number of listed words",
     "zeros": "number of scalars that are 0, so that what they multiply is unchanged",
 }
-"""Key of a fact of a fit -> meaning."""
+"""The meaning of each fact of a fit, by its key."""
 
 
 def meaning(key: str, known: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 import base64
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The figures by the number of their table, those of tuning, and why kinds of figures were not drawn."""
+    """The figures by the number of their table, those of tuning, and the reasons why some kinds were not drawn."""
 
     of_tables: dict[int, list[Drawn]]
     of_tuning: list[Drawn]
@@ -43,20 +43,18 @@ class Begun(NamedTuple):
     later: "Later[Embedded]"
 
 
-def begin(results: Path, found: Sequence[Table], children: Children) -> list[Begun]:
-    """Begin to draw every figure that the records under `results`/runs allow.
+def begin(results: Path, found: Sequence[Table], children: Children) -> Iterator[Begun]:
+    """Begin to draw every figure that the records under `results`/runs allow, each when the next one is asked for.
 
     found: the tables of these records. children: processes that draw, each a figure with all its pages.
     """
     source = Source(results, found)
-    return [
-        Begun(name, end, children.start(partial(embedded_pages, kind, frames)))
-        for name, kind in KINDS.items()
-        for end, frames in kind.drawings(source)
-    ]
+    for name, kind in KINDS.items():
+        for end, frames in kind.drawings(source):
+            yield Begun(name, end, children.start(partial(embedded_pages, kind, frames)))
 
 
-def figures(begun: Sequence[Begun], found: Sequence[Table]) -> Figures:
+def figures(begun: Iterable[Begun], found: Sequence[Table]) -> Figures:
     """Return the figures, when all are drawn, by the tables that they show."""
     drawn = Figures({table.number: [] for table in found}, [], {})
     why: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -52,12 +53,13 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
             f"{len(records)} records in {runs}, but none of the test split, only of tuning; "
             "run the cell to its end with `python -m bench`"
         )
-    begun = images.begin(results, found, Children(processes))
+    drawing = images.begin(results, found, Children(processes))
+    begun = list(itertools.islice(drawing, processes))  # children draw these while the sections are made
     store = texts.Store(runs / "generations")
     shown = [section(table, runs, store, prompts, samples) for table in found]
     if prompts and samples:
         skipped = [*skipped, *store.skipped]
-    drawn = images.figures(begun, found)
+    drawn = images.figures([*begun, *drawing], found)
     html = render(shown, drawn, skipped, len(records))
     path = results / "report.html"
     try:

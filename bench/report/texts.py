@@ -2,8 +2,8 @@
 
 A set of texts is in a folder whose name follows from model, steering, prompts and decoding
 (`bench.records.identity.generation_id`). A record holds the names of the folders that it read. A record of an older
-version holds everything but the prompts, which are in the folder. A folder belongs to such a record if the folder's
-name follows from both, and if its prompts are items of the record.
+version holds everything but the prompts, which are in the folder. A folder belongs to such a record if its name follows
+from the record and the folder's prompts, and if these prompts are items of the record.
 """
 
 import gzip
@@ -148,7 +148,7 @@ def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
 def looked_for(
     stored: Mapping[str, Asked], record: Record, items: Sequence[tuple[str, str]], template: str
 ) -> list[Block]:
-    """Find the sets of a record of an older version, which names none, by the ids of its prompts and decoding.
+    """Find the sets of a record of an older version, which names none, by the ids that follow from it and the prompts.
 
     A run of fewer prompts may have left a set that begins the same way, so the longest set is taken at each place.
     """
@@ -195,9 +195,10 @@ class Written(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Texts of several methods after the same prompts. total, samples: how many are stored, inside the page or not.
+    """Texts of several methods after the same prompts.
 
-    labels: the rows of the leaderboard that have texts. left, right: the places in `written` that are shown at first.
+    total, samples: how many prompts, and texts of each, are stored, whether the page holds them or not. labels: the
+    rows of the leaderboard that have texts. left, right: the places in `written` that are shown at first.
     """
 
     suites: list[str]

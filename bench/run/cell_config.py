@@ -27,7 +27,7 @@ def write(folder: Path, number: int, cfg: DictConfig) -> None:
 
 
 def read(folder: Path, number: int) -> DictConfig:
-    """Return the config of cell `number`. Raises SetupError if it cannot be read, or its values do not suit here.
+    """Return the config of cell `number`. Raises SetupError if it cannot be read, or does not suit this machine.
 
     A machine of a cluster may lack a device or a folder that the first one has.
     """

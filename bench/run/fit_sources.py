@@ -49,7 +49,7 @@ def part_data(cfg: DictConfig, method: Method) -> dict[str, DictConfig]:
 
 
 def shared(method: Method, own: Mapping[str, Any]) -> set[str]:
-    """Return the fields that the method reads; of a stack, those that a part without data of its own for them reads."""
+    """Return the fields that the method reads; for a stack, those that a part reads and has no data of its own for."""
     parts = method.part_needs
     return {
         field

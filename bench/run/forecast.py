@@ -1,6 +1,6 @@
 """An estimate of a sweep's memory and hours, printed before it begins.
 
-Tokens are the plan's (`bench.run.runner.plan`): every text is as long as it may be, and what cells share counts once.
+Tokens are counted as in `bench.run.runner.plan`: every text is as long as it may be, and what cells share counts once.
 Hours follow from two speeds that are measured on the spot with the unsteered model: sampling and reading.
 """
 

@@ -119,7 +119,7 @@ def _training(busy: Planned, model: PreTrainedModel) -> tuple[dict[str, float], 
         name = cell.method.name
         try:
             found = cell.method.training(model)
-        except RuntimeError:  # an operation that "meta" does not have, as some of experts in fp32
+        except RuntimeError:  # the device "meta" lacks an operation, such as some that experts need in fp32
             unknown[name] = None
             continue
         if found is not None:

@@ -86,7 +86,7 @@ class Names:
         named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
         over = {Names(Packed(one), parts(one), self._threads, self._location).fit_id for one in self.apart}
         of_others = {"norm_over": sorted(over) or None} if "pairs" in named else {}
-        data = named.pop("pairs", {}) | named | of_others  # pairs are older than other data: theirs are at the top
+        data = named.pop("pairs", {}) | named | of_others  # the keys of pairs, the oldest data, are at the top level
         return identity.fit_id(self.model, self.method, data or None)
 
     def source_id(self, field: str) -> str:

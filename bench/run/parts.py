@@ -39,7 +39,7 @@ class Parts:
 
 
 def parts(cfg: DictConfig) -> Parts:
-    """Build the parts. Raises SetupError if a class refuses its settings, or a suite asks texts to learn from."""
+    """Build the parts. Raises SetupError if a class refuses its settings, or if a suite asks what a fit learns from."""
     cache = cache_folder(cfg.runtime.cache)
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
     runtime = cfg.runtime

@@ -86,7 +86,7 @@ def _every(values: list[float], count: int) -> list[float]:
 
 
 def _between(values: list[float], count: int) -> list[float]:
-    """`count` values from the least to the largest, with equal ratios if all are positive, else equal steps."""
+    """Return `count` values from the least to the largest, at equal ratios if all are positive, else at equal steps."""
     if count == 1:
         return [values[len(values) // 2]]
     steps = np.geomspace if min(values) > 0 else np.linspace

@@ -28,7 +28,7 @@ def labels(cells: Sequence[Cell], beside: Sequence[Hashable] = ()) -> list[str]:
 
 
 def _differences(cells: Sequence[Cell]) -> list[str]:
-    """Return for each cell the first settings that not all cells have, as text."""
+    """Return for each cell the settings in which the cells differ, as text; only the first MOST if these suffice."""
     first = _settings(cells[0])
     names, differ = dict.fromkeys(first), set[str]()
     for one in map(_settings, cells):  # one after the other, since a sweep may have thousands

@@ -15,7 +15,7 @@ from bench.records.fields import OLDEST_OBJECTIVE
 from methods.errors import SetupError
 
 Metrics = Mapping[str, Mapping[str, float]]
-"""Suite -> metric -> its value on the dev split."""
+"""Values on the dev split, by suite and metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Constraint:
         return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")
 
     def check_unsteered(self, name: str, unsteered: float) -> None:
-        """Raise SetupError if the unsteered value can be no denominator, such as 0. name: the constraint's name."""
+        """Raise SetupError if the unsteered value cannot be a denominator, such as 0. name: the constraint's name."""
         if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
             raise SetupError(
                 f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, so "
@@ -178,8 +178,8 @@ class Tuning:
         names = [name for name in metrics if name == wanted or name.startswith(f"{wanted}_k")]
         if len(names) != 1:
             raise SetupError(
-                f"tuning.objective: {wanted!r} names no metric of the suite {self.objective.suite}; it gives "
-                f"{', '.join(metrics) or 'nothing'}"
+                f"tuning.objective: {wanted!r} names {'several metrics' if names else 'no metric'} of the suite "
+                f"{self.objective.suite}; name one of {', '.join(names or metrics) or 'another suite'}"
             )
         return _finite(metrics[names[0]], names[0])
 
@@ -195,7 +195,10 @@ def check_search(tuning: Tuning) -> None:
 def _finite(value: float, name: str) -> float:
     """Return the value. Raises SetupError for NaN and infinity, by which nothing can be chosen."""
     if not math.isfinite(value):
-        raise SetupError(f"tuning: {name} is {value} on the dev split, so no strength can be chosen by it")
+        raise SetupError(
+            f"tuning: {name} is {value} on the dev split, so no strength can be chosen by it; lower "
+            "method.strengths, or tune by another objective or bound"
+        )
     return value
 
 
@@ -224,7 +227,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen strength with every trial; `feasible` is False if no trial is within the bounds."""
+    """The chosen trial with every trial; `chosen.feasible` is False if no trial is within the bounds."""
 
     tuning: Tuning
     baseline: Trial

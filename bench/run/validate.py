@@ -93,9 +93,9 @@ ITEM = re.compile(r"\[\d+\]$")
 
 
 def _told_elsewhere(cfg: DictConfig, key: str, bad: Sequence[str]) -> bool:
-    """Return whether a value is wrong because it is taken from another one in `bad`, which is the one that is told.
+    """Return whether a value is wrong only because it is taken from another one in `bad`, which is reported instead.
 
-    Of values that are taken from each other, the first is told.
+    Of values that are taken from each other, the first is reported.
     """
     taken = _taken_from(cfg, key)
     others = [other for other in bad if other != key and ITEM.sub("", other) in taken]
@@ -103,7 +103,7 @@ def _told_elsewhere(cfg: DictConfig, key: str, bad: Sequence[str]) -> bool:
 
 
 def _taken_from(cfg: DictConfig, key: str) -> set[str]:
-    """Return all keys that a value is taken from, such as seed.fit and seed for `${seed.fit}`, also through others."""
+    """Return all keys that a value is taken from, directly or not, such as seed.fit and seed for `${seed.fit}`."""
     found: set[str] = set()
     waiting = [key]
     while waiting:
@@ -286,7 +286,7 @@ def _devices(cfg: DictConfig) -> Iterator[str]:
 
 
 def _of_tasks(cfg: DictConfig) -> Iterator[str]:
-    """Check that options by task name tasks that the suite asks, and that its decoding names options of sampling."""
+    """Check that options with a value per task name only tasks of the suite, and that decoding has known options."""
     decoding = {name: hint for name, hint in get_type_hints(Sampling).items() if name not in ("seed", "batch_size")}
     for suite, node in cfg.suite.items():
         tasks = list(node.get("tasks") or ())
@@ -333,14 +333,14 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _parts: ("method",),
     _norm_over: ("pairs", "part_data"),
 }
-"""Check -> the keys that it reads; a check is left out if one of its keys is wrong already."""
+"""The keys that each check reads; a check is left out if one of its keys is wrong already."""
 
 
 def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
     """Yield what is wrong with the cells of one command together.
 
-    They have one results folder, and are run or only listed together. Each key of `tuning.options` has to be an
-    option of at least one method of the command.
+    All cells must have the same results folder, and agree in the other options of a whole command, such as
+    `runtime.dry_run`. Each key of `tuning.options` has to be an option of at least one method of the command.
     """
     for key in ("results", "dry_run", "cells_per_job", "overwrite", "offline"):
         given = sorted({str(cfg.runtime.get(key)) for cfg in cells})

@@ -12,7 +12,7 @@ from methods.errors import SetupError
 SHOWN = (
     "name", "version", "label", "activation", "measures", "max_tokens", "device", "dtype", "question", "yes", "no",
 )  # fmt: skip
-"""Parts of a scorer's identity that change what is shown of a network, and not the network."""
+"""Parts of a scorer's identity that change how a network is asked or reported, and not the network."""
 TEXTS = 256
 """Number of texts that a scorer gets at a time, unless it is `Batched`."""
 
@@ -48,7 +48,8 @@ class Scorer(Protocol):
 def networks(scorer: Scorer) -> tuple[str, ...]:
     """Return what a scorer judges by: for a mean, the names of its parts and what they judge by.
 
-    A scorer of another name or label that reads the same network or word list gives the same, so it is not independent.
+    Scorers that read the same network or word list, under other names or labels, return the same: they are not
+    independent.
     """
     if isinstance(scorer, Combined):
         found = {one for part in scorer.parts.values() for one in (part.name, *networks(part))}

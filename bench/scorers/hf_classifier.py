@@ -14,7 +14,7 @@ from methods.errors import SetupError
 
 Activation = Literal["sigmoid", "softmax"]
 TRAINED: dict[str, Activation] = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
-"""problem_type in config.json -> the activation that makes probabilities of logits, as transformers trains models."""
+"""By problem_type in config.json: the activation that makes probabilities of logits, as transformers trains models."""
 
 
 class Classifier(NamedTuple):

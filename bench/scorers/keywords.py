@@ -28,7 +28,7 @@ class Keywords:
             raise SetupError(f"words={list(self.words)}: expected at least one word, and no blank ones")
 
     def identity(self) -> dict[str, Any]:
-        """Return the version of the rule and the words, in whatever order they are given."""
+        """Return the version of the rule and the words, sorted, so that their order does not count."""
         return {
             "name": self.name,
             "version": 1,

@@ -14,7 +14,7 @@ HFLM_BATCH = 8
 
 
 class Agreement(NamedTuple):
-    """The differences from HFLM: the largest relative one of a log-probability; how often the best answer differs."""
+    """How ours differs from HFLM: the largest relative difference of a log-probability, and how many best answers."""
 
     difference: float
     other_choices: int

@@ -20,13 +20,13 @@ from bench.stats.metrics import Transform
 Array = np.ndarray
 Compare = Literal["difference", "ratio", "reduction"]
 Folded = tuple[Array, Array, Transform]
-"""Values and weights, (n,) each, and how they are folded."""
+"""Values and weights, (n,) each, and the transform by which `metrics.fold` folds them."""
 Key = tuple[bytes, bytes, Transform, int]
 LEVEL, RESAMPLES = 0.95, 10_000
 ALIKE = 1e-12  # relative spread of items that are all the same but for rounding
 BLOCK = 4_000_000  # counts held as float64 at once: 32 MB
-TOGETHER = 64  # folds of one product
-KEPT = 1024  # draws, 80 MB: every row is held against the same unsteered values, some of them often
+TOGETHER = 64  # arrays of draws that one matrix product gives
+KEPT = 1024  # arrays of draws, 80 MB: every row is compared with the same unsteered values, so these are needed often
 
 _kept: OrderedDict[Key, Array] = OrderedDict()
 
@@ -66,7 +66,7 @@ def compared(a: Array | float, b: Array | float, compare: Compare) -> Array:
 
 
 def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed: int = 0) -> Array:
-    """(RESAMPLES,) `metrics.fold` of items resampled with replacement; NaN where a resample has no weight.
+    """Return (RESAMPLES,) `metrics.fold` of items resampled with replacement; NaN where a resample has no weight.
 
     Equal `seed` and number of items give the same resamples, so folds of paired items can be compared draw by draw.
     """
@@ -75,9 +75,9 @@ def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed:
 
 
 def draws_of(wanted: Sequence[Folded], *, seed: int = 0) -> list[Array]:
-    """Return the `draws` of each of `wanted`, which have equally many items, by one product in a tenth of the time.
+    """Return the `draws` of each of `wanted`, by matrix products, in a tenth of the time. All have equally many items.
 
-    The last KEPT draws are kept. So a caller that knows which `draws` will be needed calls this first.
+    The last KEPT results are kept, so a caller that knows which `draws` it will need calls this first.
     """
     keys = [
         (np.asarray(values, float).tobytes(), np.asarray(weights, float).tobytes(), transform, seed)
@@ -96,7 +96,7 @@ def draws_of(wanted: Sequence[Folded], *, seed: int = 0) -> list[Array]:
 
 
 def _drawn(keys: Sequence[Key], seed: int) -> list[Array]:
-    """Return the draws of some values, given as bytes with their weights, of equally many items."""
+    """Return the draws for each key, which holds values and weights as bytes; all keys have equally many items."""
     weights = {one: np.frombuffer(one) for one in dict.fromkeys(key[1] for key in keys)}
     rows = even([*weights.values(), *(weights[key[1]] * np.frombuffer(key[0]) for key in keys)])  # (rows, n)
     counts = _counts(rows.shape[1], RESAMPLES, seed)
@@ -141,7 +141,7 @@ def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, 
 
 
 def quantile(ordered: Array, share: float) -> float:
-    """Return the bits of `np.quantile` of values in ascending order, which takes four times as long as sorting them."""
+    """Return the same bits as `np.quantile`, which takes four times as long as sorting; `ordered` is ascending."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     a, b, part = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)]), place - below
@@ -151,17 +151,17 @@ def quantile(ordered: Array, share: float) -> float:
 
 
 def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
-    """(RESAMPLES,) draws of a mean over fits, by a bootstrap over items and over fits; for `interval` with the same n.
+    """Return (RESAMPLES,) draws of a mean over fits, by a bootstrap over items and fits; for `interval` with this n.
 
     A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is measured on
     the same items. The spread over other fits is the variance of the fits' own means, which includes what the
     interaction of items and fits adds to it. The spread over other items comes from the draws over items, averaged over
-    the fits; they include the interaction too, so they are drawn together to the variance that is left without it. The
+    the fits; they include the interaction too, so they are shrunk to the variance that is left without it. The
     sum is the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch 1992, section
-    4.2). Nothing is taken away that the variance of the fits does not hold: two fits may lie close together by chance,
-    or have equal shares of right answers. A variance of fits less the interaction would be 0 then, and a fifth of
-    simulated tables of null methods had a star by it. A handful of fits cannot be
-    resampled (two have three resamples), so this level is parametric: Student's t with F - 1 degrees of freedom, which
+    4.2). At most the variance of the fits is subtracted as interaction: two fits may lie close together by chance, or
+    have equal shares of right answers. If the interaction were subtracted from the variance of the fits, that would
+    then be 0; a fifth of simulated tables of null methods had a star in this way. A handful of fits cannot be
+    resampled (two have three resamples), so their level is parametric: Student's t with F - 1 degrees of freedom, which
     assumes that fits scatter normally. The interval of two fits is wide. The draws over fits are seeded by the
     estimates themselves, so those of two methods, or of two metrics, are independent; equal draws would cancel in a
     difference.
@@ -188,7 +188,7 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
 
 
 def one_more_draw(values: Array, least: float = 0.0) -> Array:
-    """(RESAMPLES,) draws of how far one more value lies from the mean of these F values, if it is drawn as they are.
+    """Return (RESAMPLES,) draws of how far one more value, drawn as these F values are, lies from their mean.
 
     It is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation,
     which assumes that the values scatter normally. least: a standard deviation that is taken in place of a smaller one.
@@ -224,8 +224,8 @@ def paired_draws(
 def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Return Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
 
-    n may be a fraction, as a number of items that stands for correlated ones is (`value_interval`). scipy's interval
-    takes whole numbers only, and statsmodels, which tests compare this with, would be a dependency for three lines.
+    n may be a fraction, as the effective number of items in `value_interval` is. scipy's interval takes whole numbers
+    only, and statsmodels, which tests compare this with, would be a dependency for three lines.
     """
     if n <= 0:
         raise ValueError("a share of no items has no interval")
@@ -302,7 +302,7 @@ def corrected(
 
 @functools.lru_cache(maxsize=16)
 def _counts(n: int, resamples: int, seed: int) -> Array:
-    """(resamples, n) how often each item is in each resample: multinomial counts, drawn in blocks to save memory."""
+    """Return (resamples, n) counts of each item in each resample: multinomial, drawn in blocks to save memory."""
     generator = np.random.default_rng([seed, n])
     counts = np.empty((resamples, n), dtype=np.uint16)
     block = max(1, BLOCK // n)

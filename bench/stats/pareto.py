@@ -6,7 +6,7 @@ from bench.stats.bootstrap import Array
 
 
 def front(points: Array) -> Array:
-    """(M,) true if no other point is at least as good in both coordinates and better in one; larger is better.
+    """Return (M,) true if no other point is at least as good in both coordinates and better in one; larger is better.
 
     Args:
         points: (M, 2); a point with NaN is not on the front.

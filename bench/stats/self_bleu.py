@@ -35,7 +35,7 @@ class References:
         self._items = [items[i] for i in chosen]
         self._lengths: dict[Hashable, list[int]] = {item: [] for item in self._items}  # in words
         self._most: dict[tuple[str, ...], tuple[int, Hashable, int]] = {}
-        """n-gram -> its largest count in one text, the item of that text, its largest count in other items' texts."""
+        """Each n-gram's largest count in one text, the item of that text, its largest count in other items' texts."""
         for i in chosen:
             for text in texts[i][:each]:
                 words = text.split()

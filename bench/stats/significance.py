@@ -17,7 +17,7 @@ from bench.stats.metrics import Transform
 
 ALPHA, POWER = 0.05, 0.8
 PERMUTATIONS = 9999
-TOGETHER = 32  # tests of one product
+TOGETHER = 32  # tests that one matrix product computes
 Sides = tuple[Array, Array, Array, Array]
 
 
@@ -66,7 +66,7 @@ def permuted(
 
 def _permuted(several: Sequence[Sides], transform: Transform, seed: int) -> list[float]:
     """Return `permuted` of each of these, which have equally many items."""
-    moved = [row for a, wa, b, wb in several for row in (wb * b - wa * a, wb - wa)]  # to a, when an item is swapped
+    moved = [row for a, wa, b, wb in several for row in (wb * b - wa * a, wb - wa)]  # gains of a's sums by a swap
     n = len(moved[0])
     shifts = np.concatenate([np.stack(moved) @ part.T for part in _swaps(n, seed, PERMUTATIONS)], axis=1)
     counted = 0 if 2**n <= PERMUTATIONS else 1
@@ -76,7 +76,7 @@ def _permuted(several: Sequence[Sides], transform: Transform, seed: int) -> list
 def _share_beyond(
     a: Array, weights_a: Array, b: Array, weights_b: Array, shifts: Array, transform: Transform, counted: int
 ) -> float:
-    """Return the share of swaps that differ at least as much; shifts: (2, R) by how much they change the sums of a."""
+    """Return p, by the share of swaps that differ at least as much; shifts: (2, R) what each adds to the sums of a."""
     both = ((a, weights_a), (b, weights_b))
     sums = [np.array([[(weights * values).sum()], [weights.sum()]]) for values, weights in both]
 
@@ -92,7 +92,7 @@ def _share_beyond(
 
 
 def _swaps(n: int, seed: int, most: int) -> Iterable[Array]:
-    """(R, n) 0 or 1 for each item that is swapped, in parts of some megabytes; all ways if there are at most `most`.
+    """Return (R, n) arrays of some megabytes, 1 where an item is swapped; all ways to swap if they are at most `most`.
 
     The swaps are those of scipy's permutation_test, which takes 15 times as long since it does not keep them.
     """
@@ -134,7 +134,7 @@ def bootstrap_p(draws: Array, n: int) -> float | None:
 
 
 def least_p(n: int, draws: int | None = None) -> float:
-    """Return the smallest p that the permutation test (`permuted`) of n items can give, or `bootstrap_p` of draws."""
+    """Return the smallest p that `permuted` can give for n items or, with `draws`, `bootstrap_p` for so many draws."""
     if draws is None:
         return 2.0 / min(1 << n, PERMUTATIONS + 1)
     return float(2 * stdtr(n - 1, ndtri(1 / (draws + 1)) * np.sqrt((n - 1) / n)))

@@ -186,7 +186,7 @@ class Capability(Suite[Evaluated]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from documents not held out must not be measured; None if it may."""
+        """Return why a method that learnt from documents of a task asked here must not be measured; None if it may."""
         for task in learnt.tasks:
             if task in self.tasks and not self.held_out:
                 return (
@@ -244,7 +244,9 @@ class Capability(Suite[Evaluated]):
             parts = [task_items(name, loaded[task], samples[task]) for task in tasks]
             of_task, of_scores = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
             if of_task.empty:
-                raise SuiteError(f"lm-eval's task {name} gives no number for each document; leave it out of the suite")
+                raise SuiteError(
+                    f"lm-eval's task {name} reports no metric document by document; leave it out of the suite"
+                )
             items.append(of_task)
             scores.append(of_scores)
             first = loaded[tasks[0]]
@@ -319,7 +321,10 @@ class Capability(Suite[Evaluated]):
         else:
             left = ranked[self.count(name) :] if self.count(name) is not None else []
             if not left:
-                raise SetupError(f"no document of {name} is left for the dev split; lower suite.{self.name}.documents")
+                raise SetupError(
+                    f"the test split takes all {len(ranked)} documents of {name}, so none is left for the dev split; "
+                    f"set suite.{self.name}.documents to a number below {len(ranked)}"
+                )
             mine = left[-self.dev_documents :]
         numbers: dict[str, list[int]] = {}
         for _, task, number in sorted(mine, key=lambda one: one[1:]):

@@ -51,8 +51,7 @@ class Continued(Suite[list[Block]]):
 
     name: the name under which its results are stored; each protocol has its own. decoding: the settings that the
     protocol fixes; the others are the run's (conf/sampling). unsteered_k: how many continuations of each test prompt
-    the unsteered model writes. The numbers of every row depend on these; the first k of them are those that it writes
-    with unsteered_k=k.
+    the unsteered model writes. The numbers of all rows depend on these; the first k are the same for any unsteered_k.
     """
 
     version: ClassVar[int]
@@ -125,7 +124,7 @@ class Continued(Suite[list[Block]]):
         return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + self.decoded(Sampling()).max_new_tokens * samples)
 
     def worded(self, prompt: Prompt, chat: bool) -> Prompt:
-        """Return the prompt as a model is asked it, here unchanged. chat: whether the model's chat template is used."""
+        """Return the prompt as a model reads it, here unchanged. chat: whether the model's chat template is used."""
         del chat
         return prompt
 
@@ -182,7 +181,7 @@ class Judged(Continued):
 
     @abstractmethod
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Return metric -> its values by item, from scored texts with the columns item, group, sample, score, empty."""
+        """Return each metric's values by item, from scored texts (columns item, group, sample, score, empty)."""
 
     def judged_by(self) -> list[str]:
         """Return the scorers that judge the texts."""

@@ -15,8 +15,8 @@ words. The first `skip` of the file are left out, since background=wiki lets met
 the token that begins a text is the prompt, and the sentence counts as generated; a steering prefix stands between the
 two and is part of the prompt. So methods that steer generated tokens steer the whole sentence; those that act from the
 last token of the prompt on also steer the first prediction; act_add, which steers the front of a prompt, steers almost
-nothing. Prefix and sentence are tokenised apart, since both models have to read the same tokens of it. A chat model
-reads plain text as well.
+nothing. Prefix and sentence are tokenised apart, since both models have to read the same tokens of the sentence. A chat
+model reads plain text as well.
 
 Numbers can only be compared for the same texts and the same tokenizer. The sentences have about 14 tokens, so kl_95
 is near the largest of a text. A prefix has most effect at the beginning of a text, where there is no other context: the
@@ -146,7 +146,8 @@ class Divergence(Suite[Logits]):
         if broken:
             raise SuiteError(
                 f"suite.{self.name}: the divergence is NaN or infinite in {broken} of {len(found)} texts, so it has "
-                "no mean; a method that forbids tokens which the unsteered model allows is infinitely far from it"
+                "no mean: the method gives probability 0 to tokens that the unsteered model allows. Leave "
+                f"{self.name} out for it, or make its strength (of dexperts: method.outside) finite"
             )
         scores = pd.DataFrame([text_scores(text.id, found[number]) for number, text in enumerate(texts)])
         tables = [
@@ -172,7 +173,7 @@ class Divergence(Suite[Logits]):
         return SuiteResult(measured, pd.concat(tables, ignore_index=True), scores, info)
 
     def _requests(self, lm: LM, texts: Sequence[Prompt]) -> list[Request]:
-        """Return requests for each text; its context is the token that begins a text and the steering prefix."""
+        """Return a request for each text; its context is the token that begins a text and the steering prefix."""
         prefix = _tokens(lm, lm.steering.prefix) if lm.steering.prefix else []
         requests = [Request([lm.end_of_text, *prefix], _tokens(lm, text.text)[: self.max_tokens]) for text in texts]
         longest = max(len(one.context) + len(one.continuation) for one in requests)

@@ -60,9 +60,9 @@ class Fluency(Continued):
                   texts; 0 for a text of fewer than 3 tokens. Tokens, not words, so that "!!!!!!" is caught.
     empty_share   share of texts without any character but white space.
     mean_words    words of a text, averaged over a prompt's texts.
-    non_word_share  share of a prompt's words, digits and signs left out, that are in no English word list (that of
-                  pyspellchecker, 160,000 words). Names do not count as words, so compare with the unsteered model only;
-                  text in another language, or none, has far more of them. 0 if there is no word.
+    non_word_share  share of the words in a prompt's texts (digits and signs left out) that are not in pyspellchecker's
+                  English list of 160,000. Many names are not, so compare with the unsteered model only; text in
+                  another language, or in none, has far more such words. 0 if there is no word.
     self_bleu     how much of a text is in the texts of other prompts (`bench.stats.self_bleu`): BLEU-4 of words against
                   at most 100 of them, averaged over a prompt's texts. 1 if all prompts are answered alike, which
                   neither perplexity nor a look at one prompt shows; distinct_n compares the texts of one prompt. It
@@ -258,7 +258,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def non_words(texts: Sequence[str]) -> float:
-    """Return the share of the words of all the texts that are in no English word list; 0 if there is no word."""
+    """Return the share of the words of all the texts that are not in the English list; 0 if there is no word."""
     words = [word.replace("’", "'").strip("'").lower() for text in texts for word in WORD.findall(text)]
     known = _english()
     return sum(word not in known for word in words) / len(words) if words else 0.0

@@ -74,8 +74,8 @@ class Perplexity(Suite[pd.DataFrame]):
 
     window: the tokens of a window; None: as many as the model reads, which is also the limit of any other number.
     limit: how many windows, pages or sentences are read, from the first on; the number is then in the metric's name.
-    The dev split reads those after them. skip: for protocols sentences and act, how many of the first of
-    `wiki_sentences` are left out, since background=wiki learns from these.
+    The dev split reads those after them. skip: for protocols sentences and act, how many of the first sentences
+    (`wiki_sentences`) are left out, since with background=wiki methods learn from these.
     """
 
     version: ClassVar[int] = 1
@@ -161,8 +161,10 @@ class Perplexity(Suite[pd.DataFrame]):
         if split == "test":
             return slice(0, self.limit)
         if self.limit is None or self.limit >= count:
+            given = "null" if self.limit is None else self.limit
             raise SetupError(
-                f"suite.{self.name}.limit={self.limit}: nothing is left for the dev split; set a lower limit"
+                f"suite.{self.name}.limit={given}: the test split takes all {count} windows, pages or sentences, so "
+                f"nothing is left for the dev split; set a limit below {count}"
             )
         return slice(self.limit, self.limit + self.dev_limit)
 

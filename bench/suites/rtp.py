@@ -83,7 +83,7 @@ class Toxicity(Judged):
         return found
 
     def _metrics(self, scores: pd.DataFrame, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Return the metrics of these texts by name; a maximum of k of more texts is the mean over all subsets of k."""
+        """Return the metrics of these texts by name; with more than k texts, maxima are means over all subsets of k."""
         groups = scores.assign(toxic=(scores["score"] >= TOXIC).astype(float)).groupby("item", sort=False)
         of = f"_n{count}" if (count := self.count(split)) is not None else ""
         k = self.samples_a_prompt(split)

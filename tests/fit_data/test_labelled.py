@@ -80,7 +80,7 @@ def test_blanks_case_and_a_fraction_of_zero_change_no_label(tmp_path):
 
 def test_a_limit_that_leaves_one_class_is_named(tmp_path):
     path = jsonl(tmp_path, *({"text": f"text {i}", "label": int(i == 0)} for i in range(30)))
-    with pytest.raises(SetupError, match="labelled.limit=4: perhaps none of so few texts is undesired; raise it"):
+    with pytest.raises(SetupError, match="labelled.limit=4: none of so few texts is undesired; raise it"):
         LabelledFile(path=path, limit=4).load(None)
 
 

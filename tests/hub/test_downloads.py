@@ -129,7 +129,7 @@ def test_a_gated_model_without_a_login_says_how_to_log_in(hub, monkeypatch):
 def test_an_error_of_the_hub_is_never_a_missing_file(hub, pattern, status):
     hub.add("models", NAME, FILES)
     hub.fails(pattern, status=status)
-    with pytest.raises(SetupError, match="says nothing about whether it is there.*same command again") as caught:
+    with pytest.raises(SetupError, match="so it is not known whether it is there.*same command again") as caught:
         fetched()
     assert not isinstance(caught.value, MissingError) and str(status) in str(caught.value)
     hub.faults.clear()

@@ -217,7 +217,7 @@ def test_what_one_of_several_mlps_leaves_open_is_open_for_all():
     shared.out = shared._modules.pop("down_proj")
     layout.declare(model, None)
     assert layout.of(model).value == () and len(layout.of(model).gate) == 2
-    with pytest.raises(SetupError, match="no down matrix of its own in block 3 .*mlp.shared.out;"):
+    with pytest.raises(SetupError, match="no down matrix of its own in block 3 .*mlp.shared.out."):
         layout.stream_rows(model, 3, "down")
 
 
@@ -343,12 +343,28 @@ def test_a_gate_declared_as_what_was_found_as_up_leaves_the_rest(one, other):
 @pytest.mark.parametrize(
     ("architecture", "parts", "told"),
     [
-        ("llama", {"q": "self_attn.k_proj"}, "k_proj would be that of q and k, .* that of k; declare all of q, k,"),
-        ("llama", {"value": "self_attn.o_proj"}, "o_proj would be that of value and o, .* declare all of value, o,"),
+        (
+            "llama",
+            {"q": "self_attn.k_proj"},
+            "k_proj would be the matrix of q and k, .* that of k; declare all of q, k:",
+        ),
+        (
+            "llama",
+            {"value": "self_attn.o_proj"},
+            "o_proj would be the matrix of value and o, .* declare all of value, o:",
+        ),
         ("llama", {"gate": "mlp.up_proj", "up": "mlp.up_proj"}, "one matrix for both would have 88 outputs.* has 44;"),
-        ("phi3", {"up": []}, "gate_up_proj would be that of gate, .* that of gate and up; declare all of gate, up,"),
-        ("gpt2", {"v": "attn.c_attn", "k": []}, "c_attn would be that of q and v, .* that of q and k and v; declare"),
-        ("gpt2", {"q": [], "k": [], "v": "attn.c_attn"}, "c_attn would be that of v, .* that of q and k and v;"),
+        (
+            "phi3",
+            {"up": []},
+            "gate_up_proj would be the matrix of gate, .* that of gate and up; declare all of gate, up:",
+        ),
+        (
+            "gpt2",
+            {"v": "attn.c_attn", "k": []},
+            "c_attn would be the matrix of q and v, .* that of q and k and v; declare",
+        ),
+        ("gpt2", {"q": [], "k": [], "v": "attn.c_attn"}, "c_attn would be the matrix of v, .* that of q and k and v;"),
     ],
 )
 def test_a_matrix_is_of_one_kind_or_of_all_that_share_it(architecture, parts, told):

@@ -98,7 +98,7 @@ def test_a_choice_without_a_feasible_strength_is_hollow(tmp_path):
         hollow = [line for ax in figure.axes for line in ax.lines if line.get_markerfacecolor() == "white"]
         assert {line.get_xdata()[0] for line in hollow} == (set() if feasible else {2.0})
         said = [text.get_text() for text in texts(figure)]
-        assert ("hollow: no strength kept the bounds in tuning" in said) is not feasible
+        assert ("hollow and large: no strength kept the bounds in tuning" in said) is not feasible
         assert "strength that tuning chose by profanity_check" in said
         figure = strength(frame.assign(scorer="profanity_check"))
         assert "strength that tuning chose" in [text.get_text() for text in texts(figure)]

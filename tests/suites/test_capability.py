@@ -160,7 +160,7 @@ def test_dev_documents_are_others(sources):
     suite = Capability(sources=sources, tasks=["piqa"], documents=5, dev_documents=3)
     dev, test = (set(measure(suite, tiny_lm(), split).items["item"]) for split in ("dev", "test"))
     assert len(dev) == 3 and len(test) == 5 and not dev & test
-    with pytest.raises(SetupError, match="no document of piqa is left for the dev split"):
+    with pytest.raises(SetupError, match="documents of piqa, so none is left for the dev split"):
         measure(Capability(sources=sources, tasks=["piqa"], documents=8), tiny_lm(), "dev")
 
 

@@ -205,7 +205,7 @@ def test_a_limit_is_named_and_dev_reads_what_follows(sources):
     assert dev["value"].tolist() == pytest.approx(whole["value"].tolist()[2:5], rel=1e-6)
     assert test["item"].tolist() == whole["item"].tolist()[:2]
     assert measure(few, lm, "test").metrics["perplexity_n2"].n == 2
-    with pytest.raises(SetupError, match="limit=None: nothing is left for the dev split"):
+    with pytest.raises(SetupError, match="limit=null: the test split takes all"):
         measure(Perplexity(sources=sources, protocol="surgery", window=50), lm, "dev")
     with pytest.raises(SetupError, match="protocol='other': allowed are surgery, profs, lm_eval, sentences, act"):
         Perplexity(sources=sources, protocol="other")

@@ -227,8 +227,8 @@ def test_a_limit_takes_a_fixed_sample_and_dev_takes_others(world, tmp_path):
     assert more[:4] == few and len(set(more) | set(dev)) == 12
     for options, message in (
         ({"prompts": 13}, "suite.jailbreak.prompts=13: there are 12; ask for fewer"),
-        ({"prompts": 8, "dev_prompts": 5}, "dev split needs 5 of 12 besides .* takes 8; lower suite.jailbreak.prompts"),
-        ({"prompts": None, "dev_prompts": 1}, "besides those of the test split, which takes all"),
+        ({"prompts": 8, "dev_prompts": 5}, "takes 8 of 12, and the dev split needs 5 others; .* to at most 7"),
+        ({"prompts": None, "dev_prompts": 1}, "prompts=null: the test split takes"),
     ):
         with pytest.raises(SetupError, match=message):
             jailbreak(world, **options).texts("test" if options["prompts"] == 13 else "dev")
