@@ -52,9 +52,9 @@ def pooled_features(
     """Return each text's residual stream at each layer, averaged over the positions read: (L, N, D) fp32 on the CPU.
 
     read: "all" tokens, those of the "continuation", or the "last" one. skip_first: the number of leading tokens of the
-    text that are left out (1 leaves out the attention sink). If that leaves no token of the continuation, or there is
-    none, the text's last token is read, even if it is one of those left out, unless it is the text's only token. Raises
-    SetupError for a text of which nothing may be read (`is_too_short`); with short="last" its last token is read.
+    text that are left out (1 leaves out the attention sink). With "continuation" and "last", a text in which
+    that leaves nothing to read is read at its last token, unless that is its only token. Raises SetupError for a text
+    in which nothing may be read (`is_too_short`); with short="last" its last token is read.
     after_final_norm applies the model's final norm before pooling, for features taken as
     `hidden_states[-1]`.
     padding: pads all texts to one length and averages in what the model computes at the padding. The padding is masked

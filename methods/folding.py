@@ -29,8 +29,8 @@ def folded(module: nn.Module, scale: Tensor, shift: Tensor | None = None) -> dic
     outputs = weight.shape[-1 if columns else 0] if known and weight is not None else None
     if not isinstance(weight, nn.Parameter) or outputs != len(scale):
         raise SetupError(
-            f"a {type(module).__name__} with {outputs or 'no matrix of'} outputs cannot take up {len(scale)} factors; "
-            "fit on this model again"
+            f"a {type(module).__name__} with {f'{outputs} outputs' if outputs else 'no weight matrix'} cannot take up "
+            f"{len(scale)} factors; fit on this model again"
         )
     if shift is not None and bias is None:
         raise SetupError(f"a {type(module).__name__} without a bias cannot take up a shift of its outputs")

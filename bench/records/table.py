@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -11,6 +12,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from bench.console import escape
+from bench.console.children import Children
 from bench.records.names import CONTROL, CONTROL_FAMILY
 from bench.records.record import NotWholeError, Record, arrow, checked
 from bench.stats.metrics import ITEM_COLUMNS
@@ -30,8 +32,10 @@ class Result(NamedTuple):
     items: pd.DataFrame
 
 
-def read_records(runs: Path) -> tuple[list[Result], list[str]]:
+def read_records(runs: Path, processes: int = 0) -> tuple[list[Result], list[str]]:
     """Return all whole records under `runs`/records with their items, sorted by id, and a line per skipped folder.
+
+    processes: if it is not 0, a forked child reads half of MANY records or more (`bench.console.children`).
 
     Raises:
         SetupError: there is no whole record at all.
@@ -39,48 +43,82 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
     folder = runs / "records"
     if not folder.is_dir():
         raise SetupError(f"no records: {folder} is not a folder; {START}")
-    found, skipped, tables = [], [], Tables()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_dir():  # being written by a run
-            continue
-        try:
-            one = checked(path)
-            items, problem = tables.items(arrow(path, "items"), one.metrics)
-        except NotWholeError as error:
-            skipped.append(f"record {escape.visible(path.name)} skipped: {error}")
-            continue
-        if problem:
-            skipped.append(f"record {escape.visible(path.name)} skipped: items.parquet {problem}; run its cell again")
-            continue
-        found.append(Result(one if is_encodable(path) else Record.from_json(encodable(one.stored)), items))
+    paths = [one for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]  # . is half-written
+    first = len(paths) // 2 if processes and len(paths) >= MANY else len(paths)
+    second = Children(processes).start(partial(_read, paths[first:])) if first < len(paths) else None
+    found, skipped = _results(_read(paths[:first]))
+    if second is not None:
+        more, lines = _results(second.result())
+        found, skipped = found + more, skipped + lines
     if not found:
         raise SetupError("\n".join([*skipped, f"no whole record in {folder}; {START}"]))
     return found, skipped
 
 
-class Tables:
-    """Frames of items. Records of the same setting share their names of metrics and items, which are kept only once."""
+MANY = 1000
 
-    def __init__(self) -> None:
-        self._known: dict[bytes, tuple[pd.DataFrame, frozenset[str]]] = {}
 
-    def items(self, read: "pyarrow.Table", metrics: Mapping[str, Any]) -> tuple[pd.DataFrame, str | None]:
-        """Return the items of a record that has these metrics, and an error text if they are wrong, else None."""
-        names = read.select([name for name in NAMES if name in read.column_names])
-        key = str([read.column_names, read.schema.types]).encode() + stream(names)
-        if key not in self._known:
-            items = read.to_pandas()
-            if problem := wrong_names(items):
-                return items, problem
-            self._known[key] = items, frozenset(items["metric"])
-        known, told = self._known[key]
-        items = known.copy(deep=False)  # the names are shared, for which `assign` would take five times as long
-        for name in NUMBERS:
-            items.isetitem(ITEM_COLUMNS.index(name), read[name].to_numpy())
-        problem = wrong_numbers(*(items[name].to_numpy(float) for name in NUMBERS))
-        if not problem and (unknown := sorted(told - set(metrics))):
-            problem = f"holds the metric {unknown[0]!r}, of which record.json says nothing"
-        return items, problem
+class _Found(NamedTuple):
+    """Records, each with the key of its names and with its numbers, and a line per skipped folder.
+
+    names: frames of metrics and items, and the metrics in them. Records of the same setting share their names, which
+    are kept, and sent by a child, only once.
+    """
+
+    records: list[tuple[Record, bytes, list[np.ndarray]]]
+    names: dict[bytes, tuple[pd.DataFrame, frozenset[str]]]
+    skipped: list[str]
+
+
+def _read(paths: Sequence[Path]) -> _Found:
+    """Read and check the records in these folders."""
+    found = _Found([], {}, [])
+    for path in paths:
+        try:
+            one = checked(path)
+            items = arrow(path, "items")
+        except NotWholeError as error:
+            found.skipped.append(f"record {escape.visible(path.name)} skipped: {error}")
+            continue
+        key, problem = known(items, one.metrics, found.names)
+        if problem:
+            name = escape.visible(path.name)
+            found.skipped.append(f"record {name} skipped: items.parquet {problem}; run its cell again")
+            continue
+        record = one if is_encodable(path) else Record.from_json(encodable(one.stored))
+        found.records.append((record, key, [items[name].to_numpy() for name in NUMBERS]))
+    return found
+
+
+def known(
+    items: "pyarrow.Table", metrics: Mapping[str, Any], names: dict[bytes, tuple[pd.DataFrame, frozenset[str]]]
+) -> tuple[bytes, str | None]:
+    """Return the key in `names` of a table's metrics and items, and an error text if the table is wrong, else None.
+
+    metrics: those of the table's record. Names that are new are added.
+    """
+    own = items.select([name for name in NAMES if name in items.column_names])
+    key = str([items.column_names, items.schema.types]).encode() + stream(own)
+    if key not in names:
+        frame = items.to_pandas()
+        if problem := wrong_names(frame):
+            return key, problem
+        names[key] = frame, frozenset(frame["metric"])
+    if problem := wrong_numbers(*(items[name].to_numpy().astype(float) for name in NUMBERS)):
+        return key, problem
+    unknown = sorted(names[key][1] - set(metrics))
+    return key, f"holds the metric {unknown[0]!r}, of which record.json says nothing" if unknown else None
+
+
+def _results(found: _Found) -> tuple[list[Result], list[str]]:
+    """Put names and numbers of each record's items into a frame."""
+    results = []
+    for record, key, numbers in found.records:
+        items = found.names[key][0].copy(deep=False)  # the names are shared; `assign` would take five times as long
+        for name, own in zip(NUMBERS, numbers, strict=True):
+            items.isetitem(ITEM_COLUMNS.index(name), own)
+        results.append(Result(record, items))
+    return results, found.skipped
 
 
 def stream(read: "pyarrow.Table") -> bytes:

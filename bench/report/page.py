@@ -46,7 +46,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
         SetupError: there is no record of a test split, or the page cannot be written.
     """
     runs = results / "runs"
-    records, skipped = read_records(runs)
+    records, skipped = read_records(runs, processes)
     found = tables(records)
     if not found:
         raise SetupError(

@@ -237,7 +237,7 @@ def test_rows_and_bias_by_hand():
         folded(nn.Linear(3, 2, bias=False), scale, scale)
     with pytest.raises(SetupError, match="a Linear with 2 outputs cannot take up 3 factors"):
         folded(linear, torch.ones(3))
-    with pytest.raises(SetupError, match="a ReLU with no matrix of outputs"):
+    with pytest.raises(SetupError, match="a ReLU with no weight matrix"):
         folded(nn.ReLU(), scale)
 
 

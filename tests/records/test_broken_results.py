@@ -15,7 +15,7 @@ from bench.__main__ import main
 from bench.files import digests, plain_json
 from bench.model.decoding import Continuation
 from bench.model.generation_cache import FILE, _read
-from bench.records.table import Tables
+from bench.records.table import known
 from bench.run.cell import Cell
 from bench.run.fit_store import ARTEFACT
 from bench.run.session import Session
@@ -302,7 +302,7 @@ def test_the_same_command_computes_what_is_damaged_again(place, kind, results, w
 
 def test_columns_of_another_name_are_told_beside_a_whole_table():
     names, numbers = {"metric": ["m"], "item": ["a"]}, {"value": [1.0], "weight": [1.0]}
-    found = Tables()
-    assert found.items(pyarrow.table(names | numbers), {"m": None})[1] is None
+    found: dict = {}
+    assert known(pyarrow.table(names | numbers), {"m": None}, found)[1] is None
     other = pyarrow.table(names | {"value": [1.0], "w": [1.0]})
-    assert "has not the columns" in str(found.items(other, {"m": None})[1])
+    assert "has not the columns" in str(known(other, {"m": None}, found)[1])

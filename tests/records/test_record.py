@@ -10,7 +10,7 @@ import pytest
 
 from bench.files import atomic, digests, plain_json
 from bench.leaderboard.build import rebuild
-from bench.records import record, schema
+from bench.records import record, schema, table
 from bench.records.fields import Cost, Seeds
 from bench.records.table import collect, read_records
 from bench.report import page
@@ -251,6 +251,16 @@ def test_items_of_another_kind_are_told(tmp_path, items, told):
     with pytest.raises(SetupError) as error:
         read_records(tmp_path / "runs")
     assert f"record {ID} skipped: items.parquet {told}" in str(error.value)
+
+
+def test_a_child_reads_half_of_many_records(results, monkeypatch):
+    edited(sorted((results / "runs/records").iterdir())[-1], (("seed", "fit"), "x"))
+    found, skipped = read_records(results / "runs")
+    monkeypatch.setattr(table, "MANY", 2)
+    again, lines = read_records(results / "runs", processes=2)
+    assert [one.record for one in again] == [one.record for one in found] and lines == skipped and len(skipped) == 1
+    for one, other in zip(found, again, strict=True):
+        pd.testing.assert_frame_equal(one.items, other.items)
 
 
 def test_a_damaged_record_is_told_by_file_and_kind(tmp_path):
