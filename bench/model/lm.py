@@ -279,7 +279,9 @@ class LM:
     def steered(
         self, method: Method, artefact: Artefact, strength: float, identity: dict[str, Any] | None = None
     ) -> Iterator["LM"]:
-        """Steer the model inside the `with`, and yield the LM to use there, which words and reads texts as steered.
+        """Steer the model inside the `with`, and yield the LM to use there.
+
+        It adds the steering's prefix to prompts, and reads and samples texts under the steering.
 
         identity: the part of the steering that `generation_id` hashes. With strength 0 the LM itself is yielded.
 
