@@ -57,8 +57,8 @@ class ARGRE(Method):
 
     h+ and h- are the states after token t of the desired and of the undesired continuation of one prompt, up to the end
     of the shorter one. theta is a perceptron with one hidden layer. Strength is the share of the directional step
-    (section 4.3). With iterations=0 the method is the paper's form without iterations; at strength 1, the reward
-    theta(h) = d . h would then reach the target exactly.
+    (section 4.3). With iterations=0 only this step is left, the paper's form without iterations; if theta were linear,
+    theta(h) = d . h, the step at strength 1 would bring a state below the target exactly to it.
 
     We wrote this from the text of the paper alone, whose formulas were lost in the copy that we read, and saw no code.
     The following points are our reading and unverified: the state is taken after the final norm; the singular vector is

@@ -20,7 +20,7 @@ class Streams(Protocol):
     def other(
         self, name: str, inside: Callable[[], AbstractContextManager[object]], before: Sequence[int] = ()
     ) -> Tensor:
-        """Return the logits (B, K, V) after the same columns, as the model gives them inside another context.
+        """Return the logits (B, K, V) after the step's columns (`Step.columns`), as the model gives them in a context.
 
         name: the name of this reading; each context has its own. inside: returns the context, for example one that
         edits weights; the context is entered and left at every forward. before: tokens put before every row's text; a

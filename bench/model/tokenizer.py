@@ -44,9 +44,10 @@ def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = Fa
 
 
 def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
-    """Make `tokenizer(text)` put BOS before the text once ("prepend"), never ("none"), or as before ("tokenizer").
+    """Make `tokenizer(text)` put BOS before the text once ("prepend"), never ("none"), or as it does by itself.
 
-    Return what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
+    bos: the last of these is "tokenizer". Return what a text now begins with, in the form that enters the hash:
+    "prepend", "none", or the ids of any other beginning.
 
     Raises SetupError for "prepend" without a BOS token, and for "tokenizer" if the tokenizer puts tokens after a text,
     which a model could not continue.
