@@ -1,7 +1,7 @@
 """`python -m bench.dpo_link`: how much of the gradient of DPO's first step lies in the subspaces that a method removes.
 
-DeTox (ProFS, arXiv 2405.13967) is called a denoised step of DPO: its subspaces should then hold more of that step's
-gradient than random subspaces of their rank. For each layer whose directions a fit holds, this prints
+The paper of DeTox (ProFS, arXiv 2405.13967) calls the method a denoised step of DPO. If it is, its subspaces hold more
+of that step's gradient than random subspaces of equal rank. For each layer whose directions a fit holds, this prints
 
 share     the part of the gradient's squared norm that lies in the span of the directions
 random    the same for random subspaces of equal rank: their mean, lowest and highest share

@@ -4,8 +4,8 @@ For each method that is followed by a fine-tuning, or switched on during one (`e
 headline metric, item by item, with two other rows of its table:
 
 before   the method without the fine-tuning, with the same data and strength: does fine-tuning undo the method?
-alone    the same fine-tuning of the unsteered model (examples, settings and strength alike): does the method still do
-         anything after it?
+alone    the unsteered model after the same fine-tuning (equal examples, settings and strength): does the method still
+         have an effect after the fine-tuning?
 
 Two rows have the same data if their records state the same about these. A comparison is left empty, with a warning, if
 several rows match equally well, and if the fits of the method have different strengths. A stack (`methods.Stack`) is
@@ -196,7 +196,7 @@ def left_out(row: Row) -> str | None:
 
 
 def untouched(every: Sequence[Row], place: Place) -> list[Row]:
-    """Return the rows of a two-part stack's first part alone, at the strength and on the data that it has there.
+    """Return the rows of a two-part stack's first part alone, at the strength and on the data that it has in the stack.
 
     A strength that was tuned matches as well as one that was given.
     """

@@ -8,14 +8,14 @@ A method is a frozen dataclass of hyper-parameters with two functions, `fit` and
         model.generate(...)
 
 model and tokenizer are transformers' own. `fit` leaves the model as it was, bit for bit, and so does `apply` at the end
-of its `with`. Code that runs the model in another way than `model.generate` must state the positions of each forward
-with `methods.intervention.at`. `save` and `load` keep an artefact as safetensors. Every name is loaded when it is first
+of its `with`. Code that does not run the model by `model.generate` must state the positions of each forward pass with
+`methods.intervention.at`. `save` and `load` keep an artefact as safetensors. Every name is loaded when it is first
 asked for: `import methods` alone imports neither torch nor transformers.
 
-`help(NAME)` has an example of each, in which `model` and `tokenizer` are those of a Llama with 5 blocks of width 36,
-`weights` are copies of its weights by name, `inputs` is a prompt of 6 tokens, `logits` and `stream` (the residual
-stream after each block) are what the unsteered model computes for it, `pairs`, `examples`, `harmful` and `background`
-are the fields of `FitData` of these names, and `folder` is a folder to write to.
+`help(NAME)` shows an example of how NAME is used. In these examples, `model` and `tokenizer` are those of a Llama with
+5 blocks of width 36, `weights` are copies of its weights by name, `inputs` is a prompt of 6 tokens, `logits` and
+`stream` (the residual stream after each block) are what the unsteered model computes for it, `pairs`, `examples`,
+`harmful` and `background` are the fields of `FitData` of these names, and `folder` is a folder to write to.
 """
 
 import importlib

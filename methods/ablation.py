@@ -47,11 +47,12 @@ class Ablation(Method):
 
     The constant term of this map is added at the embeddings. The paper's alpha has another meaning: at 0 the behaviour
     is absent, at 1 it is present, and the vector r is not normalised. Our strength 1 is the paper's alpha 0.
-    eraser: `orth` removes the orthogonal projection onto r. `leace` removes an oblique projection along the same u, the
-    one that changes the features least in the metric of S, the shrunk covariance of the features of both sides:
-    S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * I. With fewer texts than D the covariance has no
-    inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1, `leace` equals `orth`. With
-    either eraser, both sides have the same mean at strength 1.
+    eraser: `orth` removes the orthogonal projection onto r. `leace` removes an oblique projection along the same u: of
+    all such projections, it takes the one that changes the features least in the metric of S, the shrunk covariance of
+    the features of desired and undesired texts: S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * I. With fewer texts
+    than D the covariance has no inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1,
+    `leace` equals `orth`. With either eraser, the features of desired and of undesired texts have the same mean at
+    strength 1.
 
     form: `hooks` changes what is written, in every architecture. `weights` edits the matrices that write to the stream,
     W <- W - strength * u (w^T W), their biases in the same way, and the token and position embeddings, E <- E -
@@ -335,8 +336,8 @@ def _check_equal(wanted: Tensor, got: Tensor) -> None:
 def whitened_reader(features: Tensor, writer: Tensor, shrinkage: float) -> Tensor:
     """Return w (D,) = S^-1 u / (u^T S^-1 u), in double precision, with the shrunk covariance S of features (N, D).
 
-    S is never formed: its inverse is computed on the span of the centred rows, and outside it is a multiple of the
-    identity.
+    S is never formed. Its inverse is computed on the span of the centred rows; on the complement of this span, the
+    inverse is a multiple of the identity.
     """
     rows = features.double() - features.double().mean(0)
     values, axes = torch.linalg.svd(rows, full_matrices=False)[1:]  # (K,), (K, D)

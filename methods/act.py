@@ -46,7 +46,7 @@ class AcT(Method):
     `infinite` to induce one; its code uses `source` with the kind `linear` and `infinite` with the other two kinds.
     Means over a text have a smaller range than single tokens have, so many values are left as they are:
     `info.inside_support` is the share of values that are mapped, with all maps on, at the tokens that are read in the
-    first 64 source texts. The published map jumps at the ends of the support. Here it sets in gradually, over a
+    first 64 source texts. The published map jumps at the ends of the support. Here the map sets in gradually, over a
     hundredth of the support at either end: with a jump, rounding, which depends on the batch, would decide on which
     side of an end a value lies.
 
@@ -60,14 +60,15 @@ class AcT(Method):
     reads all texts once for each module. Here the stream of all texts is kept between two blocks (`methods.blockwise`),
     which gives the same values at the cost of about three passes.
     pushed: the texts on which the earlier maps act while a place is fitted. With `both`, as in the authors' code, they
-    act on source and target texts, so a target value inside the source's support moves as well, and values that one
-    place has equalised may differ again after it. With `source`, the target's values are those of the unsteered model.
+    act on source and target texts. Target values inside the source's support then move as well, so the two sides may
+    differ again at a place although its map was fitted to make them equal. With `source`, the target's values are those
+    of the unsteered model.
 
     The paper's texts are unpaired and have no prompt. Ours come in pairs with a prompt, so by default only the
-    continuation is pooled; which texts form a pair is never used. skip_first leaves the attention sink out of texts
-    without a prompt. A unit that is constant in the source texts keeps w = 1 in the linear map; the authors' code
-    divides by noise there, which it adds itself. With `mean` and `gaussian`, as in the authors' code, a unit is left as
-    it is if its standard deviation on either side is at most 1e-4.
+    continuation is pooled, and the map does not depend on which texts form a pair. In texts without a prompt,
+    skip_first leaves out the first token, an attention sink. A unit that is constant in the source texts keeps w = 1 in
+    the linear map; for such a unit, the authors' code divides by noise that it adds itself. With `mean` and `gaussian`,
+    as in the authors' code, a unit is left as it is if its standard deviation on either side is at most 1e-4.
 
     With support=infinite, a map at the output of a linear module with a bias is written into the module's weights, and
     a map of kind=mean at the output of a block adds a constant vector: both can be exported. All maps that are not

@@ -44,7 +44,8 @@ class ActAdd(Method):
     own length from the first token, and F is the longer length. The rows after the shorter prompt are then whole
     activations of the longer one instead of differences, so they are as long as the residual stream itself.
     short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, like the authors'
-    assertion; "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
+    assertion; "clip" adds the rows that fall on the prompt and drops the remaining rows, so that none falls on a
+    generated token.
 
     Example:
         >>> from methods import ActAdd, FitData, generating
@@ -106,9 +107,10 @@ class ActAdd(Method):
         }
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Return the token ids of both prompts: special tokens and `start` first, `pad`, if set, after the shorter one.
+        """Return the token ids of both prompts, each with special tokens and `start` before it.
 
-        `start` and a prompt are tokenised as one text.
+        `start` and a prompt are tokenised as one text. If `pad` is set, the shorter prompt is padded on the
+        right.
 
         Raises SetupError if `pad` is not one token, if a prompt has no token, and if both prompts have the same tokens.
         """
@@ -190,7 +192,8 @@ def _longer(hidden: Tensor, front: int) -> Tensor:
 def residual(model: PreTrainedModel, ids: Sequence[int], layer: int) -> Tensor:
     """Return the residual stream at the input of block `layer`, (T, D) fp32 on the CPU.
 
-    It reads one text at a time, so that equal beginnings give equal bits.
+    The text is read by itself, not in a batch. So two texts that begin with equal tokens give equal bits at these
+    tokens.
     """
     tokens = torch.tensor([list(ids)], device=input_device(model))  # (1, T)
     none = torch.zeros(1, dtype=torch.long, device=tokens.device)

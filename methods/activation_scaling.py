@@ -39,13 +39,13 @@ class ActivationScaling(Method):
                + kl_weight * KL(model || scaled model) on background texts, over all their tokens
                + sparsity * sum |a|, by a proximal step after each Adam step, with Adam's step size for each scalar
 
-    Of arXiv 2410.04962 we could only read the abstract and descriptions by others. It learns a signed scalar for each
-    block, component and token position, for prompts of one length. Its three goals correspond to the three terms here:
-    effectiveness (the right answer's logit is above the wrong one's), faithfulness (other tokens stay as before) and
-    minimality (few scalars differ from 1). It compares such scalars with added vectors. Our form differs in that it has
-    one scalar for all positions, whole continuations instead of answer tokens, a log-sigmoid instead of a margin, and
-    weights, optimiser and steps of our own choice. The paper's scalars that are functions of the activation (DynScalar)
-    are not implemented. The paper reports nothing on toxicity.
+    Of arXiv 2410.04962 we could only read the abstract and descriptions by others. The paper learns a signed scalar for
+    each block, component and token position, for prompts of one length. Its three goals correspond to the three terms
+    here: effectiveness (the right answer's logit is above the wrong one's), faithfulness (other tokens stay as before)
+    and minimality (few scalars differ from 1). The paper compares such scalars with added vectors. Our form differs in
+    that it has one scalar for all positions, whole continuations instead of answer tokens, a log-sigmoid instead of a
+    margin, and weights, optimiser and steps of our own choice. The paper's scalars that are functions of the activation
+    (DynScalar) are not implemented. The paper reports nothing on toxicity.
 
     At a = -1 a component writes nothing, below -1 it writes the reverse. Strength is the share of the learnt change.
     If no norm follows the component's matrix, the matrix and its bias are scaled; if one follows, the norm's weight is

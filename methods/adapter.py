@@ -31,7 +31,7 @@ PREFIX, UP, DOWN = "adapter.", ".up", ".down"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterMethod(Method):
-    """The base class of methods that learn a LoRA: it holds the training options and adds strength times the change.
+    """The base class of methods that learn a LoRA: it holds the training options and adds the change to the weights.
 
     The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. In a mixture, peft leaves
     out shared experts (DeepSeek-V3) and the ordinary MLPs of blocks without experts. There is no dropout.
@@ -161,7 +161,7 @@ def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def factors(model: PreTrainedModel) -> Artefact:
-    """Return what the adapter adds to each weight, as "adapter.<name>.up" @ "adapter.<name>.down", in fp32.
+    """Return "adapter.<name>.up" and "adapter.<name>.down", whose product is added to the weight <name>, in fp32.
 
     Both have the layout of the weight, (outputs, inputs) or transposed (Conv1D); `up` includes alpha / rank, and a
     mixture has a pair of factors for each expert: (E, ., R) and (E, R, .).
@@ -200,7 +200,7 @@ def ups(artefact: Artefact) -> list[Tensor]:
 def adapted(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
     """Inside the `with`, add strength times the change of these `factors` to the weights themselves.
 
-    Raises SetupError for an artefact that holds no adapter, or that of another model.
+    Raises SetupError if the artefact holds no adapter, or the adapter of another model.
     """
     keys = [key.removesuffix(UP) for key in artefact if key.startswith(PREFIX) and key.endswith(UP)]
     if not keys and strength != 0:

@@ -21,7 +21,8 @@ from methods.training import encoded_pairs
 class Reward(NamedTuple):
     """theta(h) = outer . relu(inner h + offset), a number for each state h (D,).
 
-    inner: (M, D); offset, outer: (M,). There is no constant term, since it would change neither the loss nor a gap.
+    inner: (M, D); offset, outer: (M,). There is no constant term, since it would change neither the loss nor the gap
+    between target and theta.
     """
 
     inner: Tensor
@@ -66,12 +67,13 @@ class ARGRE(Method):
     neighbours on the line h-, h_1, .., h_points, h+; both sums stop at the end of the shorter text, even for h- and
     h+ themselves; the hidden units are ReLUs, drawn as torch draws linear layers; Adam takes batches of `batch_size`
     such neighbours, in a random order; the iterations act on every state, whether or not its reward was too low, so
-    that nothing jumps where the gap closes; and strength scales the iterations as well, so that strength 0 is the model
-    itself. A review of the method gives the directional step as (target - theta) / beta with beta 1.
+    that the change of a state does not jump where its reward reaches the target; and strength scales the iterations as
+    well, so that strength 0 is the model itself. A review of the method gives the directional step as (target - theta)
+    / beta with beta 1.
 
-    The control moves the same states by the same distances, in directions that are rotated at random (by "turn" in its
-    artefact). If the vectors inside theta were rotated instead, theta would give another number for every state, so the
-    steps would have any length, or there would be none.
+    The random control moves the same states by the same distances, in directions that are rotated at random (by the
+    rotation "turn" in the control's artefact). If the vectors inside theta were rotated instead, theta would give
+    another number for every state, so the steps would have arbitrary lengths, or length 0.
 
     Example:
         >>> from methods import ARGRE, FitData, generating
@@ -239,9 +241,9 @@ def _check_finite(what: str, value: Tensor, steps: int) -> None:
 
 
 def main_direction(desired: Tensor, undesired: Tensor) -> tuple[Tensor, float]:
-    """Return the first right singular vector (D,) of differences (N, D), towards desired, and its share of the squares.
+    """Return the first right singular vector (D,) of the differences (N, D), and its share of their squared lengths.
 
-    Raises SetupError if the states do not differ.
+    The vector points from undesired to desired states. Raises SetupError if the states do not differ.
     """
     difference = desired.double() - undesired.double()
     usual = float(undesired.norm(dim=-1).mean())

@@ -30,8 +30,8 @@ class AurA(Method):
     z is the largest value that output m, the unit, takes over the tokens of a text, before any nonlinearity. AUROC_m is
     the share of pairs in which the undesired text has the larger z, among all pairs of one undesired and one desired
     text. Ties count one half. Values are rounded to whole steps of 1e-5 of the unit's largest absolute value before
-    they are compared, so most values that differ only by rounding errors are ties, but not two that fall into different
-    steps. The forms are
+    they are compared, so most values that differ only by rounding errors are ties; two such values differ only if they
+    are rounded to different steps. The forms are
 
         aura:  alpha_m = 1 - 2 (AUROC_m - .5)   if AUROC_m > .5, else 1
         det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
@@ -43,9 +43,10 @@ class AurA(Method):
 
     top: only this share of the units of all layers together is damped, namely those with the largest AUROC; among equal
     AUROCs, units that run first are taken first. The authors' code (github apple/ml-aura, learn_aura.py) has this
-    option for det0 and damp, as a number of units; it leaves out every unit whose AUROC equals that of the best unit
-    not taken, and fails if the number is that of all units. None damps every unit above .5; with det0, that sets about
-    half of the units to 0. (An older method, also called Det0, replaces a unit by its mean, not by 0.)
+    option for det0 and damp, as a number of units; that code leaves out every unit whose AUROC equals that of the best
+    unit that is not taken, and it fails if the number given is the number of all units. None damps every unit above .5;
+    with det0, that sets about half of the units to 0. (An older method, also called Det0, replaces a unit by its mean,
+    not by 0.)
 
     min_auroc: units with an AUROC up to this are left as they are. With n texts per side, the AUROC of a unit without
     information has a standard deviation of sqrt((2 n + 1) / (12 n^2)) around .5, .036 for n = 128, so half of the units

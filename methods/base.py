@@ -38,7 +38,7 @@ FEWEST_PAIRS = 2  # one pair says how two texts differ, not how desired ones dif
 
 
 class Pairs(NamedTuple):
-    """Contrast pairs; entry i of each list belongs together. A full text is prompt + continuation.
+    """Contrast pairs: entries i of the three lists form pair i. A full text is prompt + continuation.
 
     Example:
         >>> from methods import CAA, FitData, Pairs
@@ -54,7 +54,7 @@ class Pairs(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Texts to fine-tune on: what the model is to write after a prompt. Entry i of each list belongs together.
+    """Texts to fine-tune on: what the model is to write after a prompt. Entries i of both lists form an example.
 
     Example:
         >>> from methods import Examples, FitData, Finetune
@@ -69,7 +69,7 @@ class Examples(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Single texts with their classes; the two classes may differ in size. Entry i of each list belongs together.
+    """Single texts with their classes: entry i of `label` is the class of text i. The two classes may differ in size.
 
     Example:
         >>> from methods import FitData, Labelled, ProbeRows
@@ -146,7 +146,7 @@ class Method(Protocol):
 
     The unit of `strength` is the method's published one (alpha, coefficient, multiplier), named in `strength_unit`.
     Only the fields of the dataclass are hyper-parameters, so `title` and `cite` do not change the id of a result.
-    Members with a value here are optional.
+    A subclass need not define the members that have a value here.
 
     Example:
         >>> from methods import CAA, Method
@@ -200,7 +200,7 @@ class Method(Protocol):
         return None
 
     def changes(self, artefact: Artefact) -> Artefact:
-        """Return the vectors that `apply` adds, as rows of each tensor; a control has the same total size.
+        """Return the vectors that `apply` adds, as rows of each tensor. A random control is of the same total size.
 
         A rotated control has rotated vectors under the same names. By default, all tensors of the artefact are
         returned. A method overrides this if its artefact also holds something else, such as factors near 1 or vectors
@@ -236,7 +236,7 @@ def title(method: Method) -> str:
 def required_pairs(data: FitData, method: str) -> Pairs:
     """Return the pairs of `data`. Raises SetupError for fewer than two pairs, which give no direction.
 
-    It is also raised for lists of different lengths, whose texts do not form pairs.
+    The error is also raised for lists of different lengths, since their texts do not form pairs.
     """
     for name, texts in data.pairs._asdict().items() if data.pairs is not None else ():
         check_texts(texts, f"pairs.{name}")
@@ -268,9 +268,9 @@ def required_background(data: FitData, why: str) -> list[str]:
 
 
 def refuse_no_change(method: str, changes: Iterable[Tensor], cause: str) -> None:
-    """Raise SetupError if all that a fit has changed is 0: then every strength would be the unsteered model.
+    """Raise SetupError if every change that a fit made is 0, so that no strength would change the model.
 
-    cause: why that is, and what to do.
+    cause: why the changes are 0, and what the user can do.
     """
     if not any(bool(one.any()) for one in changes):
         raise SetupError(f"{method}: the fit changed nothing, so every strength is the unsteered model: {cause}")

@@ -33,10 +33,10 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """Some texts between two blocks. stream: (B, T, D) on the CPU, as the next block gets it.
+    """Some texts that wait between two blocks. stream: (B, T, D) on the CPU, as the next block gets it.
 
-    Its positions keep what hooks note about each row (`Positions.noted`), so a hook in a later block finds what one in
-    an earlier block decided about this batch.
+    Its positions keep what hooks note about each row (`Positions.noted`), so a hook in a later block finds what a hook
+    in an earlier block decided about this batch.
     """
 
     positions: Positions
@@ -95,9 +95,9 @@ def run(
 ) -> None:
     """Run block `layer`, before which the batches wait, on all of them with these hooks.
 
-    until: the block's attention or a part of it; the run ends as soon as that module has written its output. onward:
-    the batches then wait before the next block; if false, the block's output is dropped, and only the hooks have seen
-    it.
+    until: the block's attention or a part of it; the run ends as soon as that module has written its output. onward: if
+    true, the batches wait before the next block afterwards; if false, the block's output is dropped, and only the hooks
+    have seen it.
     """
     blocks = layout.blocks(model)
     share = (1 if until is None else PARTIAL) / len(blocks)
@@ -112,10 +112,10 @@ def run(
 
 
 def reading(positions: Positions, columns: int, first: int, *, continuation: bool) -> Tensor:
-    """Return a mask (B, T), true at the tokens read: those of the continuation or all, without the text's first tokens.
+    """Return a mask (B, T), true at the tokens that are read in the text or in its continuation.
 
-    first: the number of first tokens left out. If that leaves no token to read, the text's last token is read, as in
-    `directions.pooled_features`.
+    first: the number of tokens that are left out at the beginning of the text. If no token remains to be read, the
+    text's last token is read, as in `directions.pooled_features`.
     """
     index = positions.in_text(columns)  # (B, T), -1 at padding
     start = positions.prompt if continuation else torch.zeros_like(positions.prompt)

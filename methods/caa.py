@@ -45,8 +45,8 @@ class CAA(Method):
     authors' code now begins there (`>=`); its first versions began one token later (`>`), which was reported as a bug
     (github nrimsky/CAA, issue 3, January 2024); False begins one token later, too. We do not know which of the two gave
     the numbers of the paper's fourth version. After a chat template, steering the last prompt token matters little; in
-    a continuation of 20 tokens it changes a twentieth of what is judged, and in the likelihood of one token it changes
-    everything.
+    a continuation of 20 tokens, steering it changes a twentieth of what is judged, and in the likelihood of one token,
+    steering it changes everything.
 
     Example:
         >>> from methods import CAA, FitData, generating

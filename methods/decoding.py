@@ -12,9 +12,9 @@ PROBABLE = (256, 2048)  # how many tokens are sorted to find a nucleus: 256, if 
 
 
 class Streams(Protocol):
-    """Other readings of the rows that are being written, each with a KV cache of its own.
+    """Further readings of the texts that the model is writing (the rows of a batch), each with a KV cache of its own.
 
-    Their caches follow the rows: if a row is copied, dropped or continued, so are its other readings.
+    The caches follow the rows: if a row is copied, dropped or continued, its further readings are as well.
     """
 
     def other(
@@ -24,8 +24,8 @@ class Streams(Protocol):
 
         name: the name of this reading; each context has its own. inside: returns the context, for example one that
         edits weights; the context is entered and left at every forward. before: tokens put before every row's text; a
-        BOS token that the text begins with moves in front of them. A reading that is not asked for in one forward
-        catches up in the next.
+        BOS token that the text begins with moves in front of them. If a reading is not asked for in one forward, it
+        reads the missed tokens in the next forward that asks for it.
         """
         ...
 
@@ -78,9 +78,10 @@ def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Ten
 def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
     """Return the logit (N, 1) at which the nucleus of logits (N, V) ends: none inside is lower, none outside higher.
 
-    It is interpolated between the last logit inside (0) and the first outside (1), by the share of the last inside
-    token's probability that is needed to reach top_p. So it changes continuously with the probabilities, even when a
-    token enters or leaves. At a top_p of 1 it is minus infinity: all tokens are inside.
+    Let p be the probability of the least probable token inside. The edge lies between the logit of this token and the
+    highest logit outside, interpolated by the share of p that is needed to reach top_p: at share 0 the edge is the
+    logit inside, at share 1 the logit outside. So the edge changes continuously with the probabilities, even when a
+    token enters or leaves the nucleus. At a top_p of 1 the edge is minus infinity: all tokens are inside.
     """
     logits = logits.float()
     if top_p >= 1:

@@ -36,7 +36,7 @@ class Subspace(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DeTox(Method):
-    """Remove from what the MLPs write the R directions along which undesired texts differ from desired ones.
+    """Remove R directions, along which undesired and desired texts differ, from what the MLPs write.
 
     For each block l of the range, with X+ and X- (N, D) the mean residual stream over the tokens of the desired and
     undesired texts (section 4 of arXiv 2405.13967, and its released code github Uppaal/detox-edit):
@@ -112,7 +112,9 @@ class DeTox(Method):
                 )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return a subspace per layer, "layers.<l>.directions" (R, D). Raises SetupError if pairs are too few or alike.
+        """Return a subspace per layer, "layers.<l>.directions" (R, D).
+
+        Raises SetupError if there are too few pairs, or if the texts of the pairs do not differ.
 
         The two measures of how well the pairs agree (`methods.separation`) are means over the edited layers. They take
         the mean difference of X+ and X- as each layer's direction, so they describe the pairs, not the R directions.

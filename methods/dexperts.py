@@ -39,8 +39,8 @@ class DExperts(Method):
     the nucleus to -inf. A text that holds such a token would have a likelihood of 0, and a mean over texts would have
     no value, so our default is finite: these tokens keep their odds against the nucleus as a whole, but lowered by
     `outside` nats. At 20 nats all of them together are drawn once in a billion tokens, and a text loses 20 nats for
-    each that it holds. `inf` gives the paper's form; likelihoods that are not finite are then refused. Sampling and
-    likelihood are steered in the same way.
+    each such token that it holds. `inf` gives the paper's form; likelihoods that are not finite are then refused.
+    Sampling and likelihood are steered in the same way.
 
     edge: with a hard border, the last digit of a probability, which differs from batch to batch, decides whether a
     token at the border of the nucleus is inside, and a likelihood would differ by 20 nats. So by default the penalty

@@ -57,8 +57,8 @@ class DINM(Method):
       each step, and ordinary texts (conf/background) stand for the paper's one question of general knowledge.
     - The code computes the KL term without a gradient, so the term protects nothing and only delays the stop at a loss
       of 1e-4. `kl_gradient: false` does the same; `true` also trains on the term.
-    - The code measures the distance over unequal tokens and padding, and takes the last block's output after the final
-      norm.
+    - The code measures the distance over padded texts, so it includes padding and tokens that only one of the texts
+      has, and it takes the last block's output after the final norm.
     - On GPT-2 the code also trains the matrix's bias; here only one matrix changes.
     - The paper puts a system prompt after each of its prompts, in the fit and at the test; here there is none.
 

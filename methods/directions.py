@@ -52,11 +52,11 @@ def pooled_features(
     """Return each text's residual stream at each layer, averaged over the positions read: (L, N, D) fp32 on the CPU.
 
     read: "all" tokens, those of the "continuation", or the "last" one. skip_first: the number of leading tokens of the
-    text that are left out (1 leaves out the attention sink). With "continuation" and "last", a text in which
-    that leaves nothing to read is read at its last token, unless that is its only token. Raises SetupError for a text
-    in which nothing may be read (`is_too_short`); with short="last" its last token is read.
-    after_final_norm applies the model's final norm before pooling, for features taken as
-    `hidden_states[-1]`.
+    text that are left out (1 leaves out the attention sink). With "continuation" and "last", a text in which no token
+    remains to be read is read at its last token, unless it has only one token. Raises SetupError for a text in which
+    nothing may be read (`is_too_short`); with short="last" its last token is read.
+    after_final_norm: whether the model's final norm is applied before pooling; the last block's features are then those
+    in transformers' `hidden_states[-1]`.
     padding: pads all texts to one length and averages in what the model computes at the padding. The padding is masked
     in attention as usual, and the position ids are the model's own.
     """
@@ -178,8 +178,8 @@ def mean_norm(
 ) -> float:
     """Return the mean length of the residual stream, averaged over the tokens read of each text, then over the texts.
 
-    It is the unit for vectors that are added there. `read` and `skip_first` say which tokens are read, as in
-    `pooled_features`.
+    This length is the unit for vectors that are added at that layer. `read` and `skip_first` say which tokens are read,
+    as in `pooled_features`.
     """
     return mean_norms(model, texts, [layer], read=read, skip_first=skip_first, site=site, batch_size=batch_size)[0]
 
@@ -344,8 +344,8 @@ def check_depth(model: PreTrainedModel, artefact: Artefact, method: str) -> None
 def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str, axes: int | None = None) -> Tensor:
     """Return the tensor (..., D) under `key`. Raises SetupError if there is none, or if its width is not the model's.
 
-    It is also raised for an artefact of a deeper model (`check_depth`). axes: the number of axes that the tensor must
-    have; None allows any.
+    The error is also raised for an artefact of a deeper model (`check_depth`). axes: the number of axes that the tensor
+    must have; None allows any.
     """
     tensor = artefact.get(key)
     if tensor is None:

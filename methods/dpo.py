@@ -32,7 +32,8 @@ class DPO(AdapterMethod):
 
     No end of text is put after a continuation (see `methods.lora`). `info.accuracy` is the share of the training pairs
     with r(desired) > r(undesired), `info.margin` the mean of beta times their difference. `info.desired_gain` and
-    `info.undesired_gain` are the means of the two r in nats: DPO only asks that the first be larger, so both may fall.
+    `info.undesired_gain` are the means of the two r in nats: DPO only asks that r(desired) be larger than r(undesired),
+    so both may fall.
 
     We train a LoRA by AdamW for a fixed number of epochs, unlike the paper and the toxicity runs of arXiv 2401.01967,
     which train all weights by RMSprop at 1e-6 with a warm-up of 150 steps and stop on held-out pairs. Rank, alpha,

@@ -43,8 +43,8 @@ def require(package: str, feature: str, extra: str) -> None:
 def loading_failure(error: Exception) -> str:
     """Return one line that says why files of a model could not be loaded.
 
-    If the files bring their own code, the libraries advise to run it; that advice is left out, since such code is never
-    run.
+    If the files bring their own code, the libraries' error messages advise the user to run that code; this advice is
+    left out, since such code is never run.
     """
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:

@@ -38,8 +38,8 @@ class Finetune(Method):
     fp32 masters, they take 8 and 16 (`methods.optimiser`). gradient_checkpointing: only the activations of one block
     are held at a time, at the cost of a third more time.
     kl_weight: the weight of KL(p(. | background; W) || p(. | background; W')) in nats per token, which is added to the
-    loss. Security vectors are trained with such a term for the vector; here it is for the weights, without a vector.
-    The term takes a second copy of the weights.
+    loss. In `SecurityVector`, such a term limits what the vector changes; here it limits what the weights change, and
+    there is no vector. The term takes a second copy of the weights.
 
     Example:
         >>> from methods import FitData, Finetune

@@ -408,10 +408,10 @@ def similarity(features: Tensor, axis: Tensor) -> Tensor:
 
 
 def chosen(source: Tensor, control: Tensor, threshold: float | None, when: When) -> tuple[float, bool, float]:
-    """Return the threshold, whether the condition holds above it, and F1 of the source (N,) against the control (M,).
+    """Return the threshold, whether the gate opens above it, and F1 of source texts against control texts.
 
-    Given values are kept. Otherwise the midpoints between neighbouring similarities are tried, and the first of the
-    best ones is taken.
+    source, control: the similarity of each text, (N,) and (M,). A given threshold is kept. Otherwise the midpoints
+    between neighbouring similarities are tried; if several of them give the best F1, the first is taken.
     """
     every = torch.cat([source, control]).double()
     order = torch.unique(every)
@@ -462,7 +462,7 @@ def cross_validated(source: Tensor, control: Tensor, components: int) -> float:
 def weighed(hidden: Tensor, moved: Tensor, row: Tensor) -> Tensor:
     """Return h + g (T(h) - h) with g = sigmoid(w . h + b) of each vector; T(h) and h themselves at g = 1 and 0.
 
-    hidden, moved: (..., D). row: (D + 1,), w and b.
+    hidden, moved: h and T(h), (..., D). row: w and b in one tensor, (D + 1,).
     """
     row = row.to(hidden.device).float()
     share = (hidden.float() @ row[:-1] + row[-1]).sigmoid()[..., None]  # (..., 1)

@@ -48,18 +48,18 @@ class Imported(Method):
     here the file is taken as it is. llama.cpp adds vectors that occur twice in a file or in several files; here that is
     refused.
 
-    These are refused: pickles of more than tensors and plain values (steering-vectors), NaN, vectors of another width,
-    blocks or modules that the model does not have, a GGUF of another architecture or made for another number of blocks,
-    lm-eval's `head_index`, and a bias with `add`, which lm-eval itself does not take.
+    These are refused: pickles that hold more than tensors and plain values (steering-vectors), NaN, vectors of another
+    width, blocks or modules that the model does not have, a GGUF of another architecture or made for another number of
+    blocks, lm-eval's `head_index`, and a bias with `add`, which lm-eval itself does not take.
 
-    `fit` prints what was read on one line. The record has it as numbers, with an entry for each vector: `info.blocks`
-    (from 0; -1: a module inside a block), `info.at_outputs` (1: the output of the block or module, 0: its input),
-    `info.operations` (0 add, 1 clamp, 2 ablate), `info.lengths` in the file's unit, and the tokens that the vector
-    raises most. `info.format` is 1 gguf, 2 lm_eval, 3 caa, 4 refusal_direction, or 5 safetensors, also if `auto` chose
-    it. `info.scope` is 0 all, 1 prompt, or 2 generation. No text is read, so lengths in mean residual norms are not
-    known.
+    `fit` prints on one line what it read. The record has the following numbers, with an entry for each vector:
+    `info.blocks` (from 0; -1: a module inside a block), `info.at_outputs` (1: the output of the block or module, 0: its
+    input), `info.operations` (0 add, 1 clamp, 2 ablate), `info.lengths` in the file's unit, and the tokens that the
+    vector raises most. `info.format` is 1 gguf, 2 lm_eval, 3 caa, 4 refusal_direction, or 5 safetensors, also if `auto`
+    chose it. `info.scope` is 0 all, 1 prompt, or 2 generation. No text is read, so lengths in mean residual norms are
+    not known.
 
-    The name of a CAA file contains that of its model. If the model here has another name, a line warns of it.
+    The name of a CAA file contains that of its model. If the model here has another name, a warning is printed.
 
     Example:
         >>> from methods import CAA, FitData, Imported, generating, save

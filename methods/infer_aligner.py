@@ -42,7 +42,7 @@ class InferAligner(Method):
     the mean length of the stream at block l of the model that is steered.
 
     The authors' repository has no code of the method, and its gate bias, layers and strength are not known to us: the
-    midpoint, the middle third and the unit of the strength are choices of ours. So are these options:
+    midpoint, the middle third and the unit of the strength are choices of ours. The following options are ours, too:
     open_at: where a gate opens, from the desired texts' mean (0) to the undesired ones' (1).
     aligned: folder or hub id of the aligned model, which has to be on this machine already; the id of a result contains
     this text and `aligned_revision`, not the folder's content. With null, theta_l comes from the steered model itself.
@@ -50,13 +50,14 @@ class InferAligner(Method):
     does with an aligned model: a model that recognises harm more clearly should refuse it. Use `harm` only with
     `aligned`.
     boundary: whether the last prompt token is moved as well. The token is judged at each block as it arrives there, so
-    with true a block sees what the blocks below have added to it; with false the unsteered model is judged, and the
-    first new token is predicted without steering. The paper adds at all positions. Here the tokens before the last one
-    of a prompt are not moved, since they may have been read, and shared with other prompts, before there is a verdict.
+    with true a block judges a stream to which the blocks below have already added their vectors; with false the
+    unsteered model is judged, and the first new token is predicted without steering. The paper adds at all positions.
+    Here the tokens before the last one of a prompt are not moved, since they may have been read, and shared with other
+    prompts, before there is a verdict.
 
     In the record, `info.right` is the share of the fit's texts that each gate judges correctly, and `info.open` is the
-    share of the fit's prompts at which it is open. `info.never_opens` says that no gate opens for any prompt or text of
-    the fit, and `info.always_open` that every gate opens for all of them.
+    share of the fit's prompts for which each gate is open. `info.never_opens` says that no gate opens for any prompt or
+    text of the fit, and `info.always_open` that every gate opens for all of them.
 
     Example:
         >>> from methods import FitData, InferAligner, generating

@@ -21,7 +21,7 @@ POLITE = "The following text is polite, respectful and harmless.\n\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction(Method):
-    """Move the stream at the output of block `layer` along r, the direction that an instruction moves it in.
+    """Move the stream at the output of block `layer` along r, the direction in which an instruction moves the stream.
 
         d = mean over prompts of (a(instruction + prompt) - a(prompt)),   r = d / |d|,   (D,)
         clamp:  h_t <- h_t + strength * (c - h_t . r) r,   c = mean over prompts of a(instruction + prompt) . r
@@ -129,8 +129,8 @@ class Instruction(Method):
         """Return the prompts with the instruction and without it, and how many pairs of them were cut.
 
         A text that is too long for the model loses the left end of its prompt, and the other text of the pair loses the
-        same tokens. Raises SetupError if nothing of such a prompt would be left, if such a text is in a chat template,
-        and if the template is missing.
+        same tokens. Raises SetupError if nothing of such a prompt would be left, if a text that is too long is in a
+        chat template, and if the template is missing.
         """
         if self.chat:
             whole = split(

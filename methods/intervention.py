@@ -1,4 +1,4 @@
-"""The only ways to touch a model: record it, hook it, edit it. `methods.positions` says where a forward is.
+"""The only ways to touch a model: record it, hook it, edit it. `methods.positions` says what part of a text is read.
 
 Every change is undone when its `with` is left, also after an exception: saved bytes are copied back, hooks are removed.
 """
@@ -45,7 +45,7 @@ def scope_mask(scope: Scope, columns: int, *, front: int = 0, boundary: bool = F
 
 
 def adding(vector: Tensor, scope: Scope, *, boundary: bool = False) -> Callable[[Tensor], Tensor]:
-    """Return the function h -> h + vector, which acts at the tokens of the scope (`scope_mask`) and changes no other.
+    """Return the function h -> h + vector, which acts at the tokens of the scope (`scope_mask`) and at no others.
 
     vector: (D,), cast to the dtype and device of h, once for all forwards.
     """
@@ -122,8 +122,8 @@ def _output_hook(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output") -> Iterator[dict[int, Tensor]]:
     """Inside the `with`, the dict holds the residual stream (B, T, D) of the latest forward for each layer.
 
-    It is taken at the block itself, so the last layer's stream is that before the final norm. Padding columns hold
-    whatever the model computed there: pool with a mask.
+    The stream is taken at the block itself, so for the last layer it is the stream before the final norm. Padding
+    columns hold whatever the model computed there: pool with a mask.
     """
     seen: dict[int, Tensor] = {}
 
@@ -190,8 +190,8 @@ def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
 def exchanged(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
     """Let parameters hold these tensors inside the `with`, and their own again afterwards; no number is copied.
 
-    It is for weights that change at every token: `edited` would copy them each time, whereas this takes the memory of a
-    second set.
+    Use `exchanged` for weights that change at every token: `edited` would copy them at each token, whereas `exchanged`
+    copies nothing but needs memory for a second set of weights.
     """
     with ExitStack() as stack:
         for parameter, value in new.items():

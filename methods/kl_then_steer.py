@@ -50,8 +50,8 @@ class KLThenSteer(AdapterMethod):
 
     At any strength other than 0 the whole LoRA is added to the weights, and the strength scales only the vector: the
     paper, too, trains a model and then steers it. `epochs: 0` leaves the LoRA out and only adds the vector, in the same
-    unit, which gives a row to compare with. `info.drift_before` and `info.drift_after` are the KL above at
-    c = `coefficient`, without and with the LoRA.
+    unit, so that steering with and without the LoRA can be compared. `info.drift_before` and `info.drift_after` are the
+    KL above at c = `coefficient`, without and with the LoRA.
 
     scope: `all` adds v to every token, as in the training; `generation` adds it from the last prompt token on.
 
@@ -172,7 +172,7 @@ class KLThenSteer(AdapterMethod):
     def steered_divergence(
         self, model: PreTrainedModel, lora: "PeftModel", vector: Tensor, coefficients: Tensor, texts: Sequence[Text]
     ) -> Tensor:
-        """Return the KL between the model without adapter and vector and the model with both, in nats per token.
+        """Return the KL between the original model and the model with adapter and vector, in nats per token.
 
         coefficients: c of each text, (B,). The direction of the KL is `kl_from`.
         """

@@ -7,7 +7,7 @@ LATER = "later"
 
 
 def later(default: Any) -> Any:
-    """Declare an option that was added after results had been stored: at its default, an id does not include it.
+    """Declare an option that was added after results had been stored; an id includes it only if it is not its default.
 
     So results that were made before the option existed keep their ids.
     """

@@ -32,7 +32,8 @@ _layouts: "weakref.WeakKeyDictionary[PreTrainedModel, Layout]" = weakref.WeakKey
 class Matrix(NamedTuple):
     """A weight viewed as nn.Linear stores it, (outputs, inputs), however its module stores it.
 
-    It may be only a part of its parameter: the matrix of one expert, some of the rows, or both.
+    A Matrix may be only a part of its parameter: the matrix of one expert, some of the rows, or some rows of one
+    expert.
     """
 
     parameter: nn.Parameter
@@ -94,8 +95,9 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
 
     parts: maps fields of `Layout` to names, each a text or a list of texts, for example {"gate": "ffn.w_in",
     "value": "ffn.w_out"}; None: all parts are searched for. Raises SetupError for an unknown field, for a module that
-    the model lacks, for a matrix that none of its blocks has, for one that is declared for roles which no matrix can
-    have together, for a norm that cannot be the final one, and for an order of q, k and v that the model does not have.
+    the model lacks, for a matrix that none of its blocks has, for a matrix that is declared in several fields although
+    no matrix can have all these roles, for a norm that cannot be the final one, and for an order of q, k and v that the
+    model does not have.
     """
     _layouts.pop(model, None)
     _orders.pop(model, None)
@@ -325,9 +327,9 @@ def _missing(model: PreTrainedModel, layer: int, kind: Kind) -> SetupError:
 
 
 def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[Matrix]:
-    """Return the matrices of this kind that one name of the layout stands for in a block, as for `stream_rows`.
+    """Return the matrices of this kind in a block that have this name in the layout.
 
-    The list is empty if the block has none of that name. Raises SetupError if a matrix is not in memory.
+    The list is empty if the block has no matrix of that name. Raises SetupError if a matrix is not in memory.
     """
     found = []
     for owner, parameter in resolved(blocks(model)[layer], name):

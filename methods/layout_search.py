@@ -24,7 +24,7 @@ Names = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """The dotted names of a model's parts: block list and final norm from the model, matrices from a block.
+    """The dotted names of a model's parts; names of matrices start at a block, the other names at the model.
 
     A matrix's name is that of a linear module, or of a parameter that holds one matrix or a matrix for each expert. "*"
     stands for every number, as in "mlp.experts.*.gate_proj". A block needs to have only some of the names, since in
@@ -247,8 +247,9 @@ def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
 def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
     """Return the name of the norm after the blocks; None if none, or more than one, can be it.
 
-    It is beside the list of blocks: the only norm with a known name (FINAL_NORMS), else the only one after the list
-    that is not of the embeddings (EMBEDDING_NORMS).
+    The norms in the module that holds the list of blocks are looked at. If exactly one of them has a known name
+    (FINAL_NORMS), this norm is taken. Otherwise it is the only norm after the list, not counting norms of the
+    embeddings (EMBEDDING_NORMS).
     """
     parent, _, own = blocks.rpartition(".")
     beside = list(model.get_submodule(parent).named_children())
@@ -264,7 +265,7 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
     """Return the indices of the rows of `kind` in one matrix (outputs, D) for q, k and v, in the order of the heads.
 
     inputs: the number of inputs of the matrix through which attention writes, one for each entry of each query head.
-    Raises SetupError if the order is neither of the two, or does not fit the matrix.
+    Raises SetupError if the order of the rows is not known, or does not fit the matrix.
     """
     heads = int(model.config.get_text_config().num_attention_heads)
     size = inputs // heads
@@ -300,7 +301,8 @@ def unknown_order(model: PreTrainedModel, layout: Layout) -> SetupError:
 def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
     """Find the order of q, k and v in one matrix by running a few tokens: v's rows must give block 0's cached values.
 
-    Return None if no order gives these values. If both do, as with a single key head, prefer the layout's own.
+    Return None if neither "stacked" nor "groups" gives these values. If both do, as in a model with a single key head,
+    return the order that `layout` has.
     """
     cache, seen = DynamicCache(config=model.config), dict[str, Tensor]()
     block = model.get_submodule(layout.blocks).get_submodule("0")

@@ -38,11 +38,11 @@ class LinEAS(Method):
         loss = mean over places of mean over units of sum_n (a_(n) - c_(n))^2
 
     a_n is the mean of the unit over the tokens of a source text (prompt and undesired continuation) with all maps on.
-    c_n is that mean for a target text (prompt and desired continuation) in the unsteered model. The index (n) means
-    that the values of each side are sorted: since both sides have equally many texts, the sum is the number of texts
-    times the squared Wasserstein distance of the two sets of values. As in the authors' code (github apple/ml-lineas),
-    the loss is a sum over the texts of a batch, so that a step grows with the batch, and no root is taken; the steps
-    are plain gradient descent, whose rate falls along a cosine to a thousandth.
+    c_n is the unit's mean over a target text (prompt and desired continuation) in the unsteered model. The index (n)
+    means that the values of each side are sorted: since both sides have equally many texts, the sum is the number of
+    texts times the squared Wasserstein distance of the two sets of values. As in the authors' code (github
+    apple/ml-lineas), the loss is a sum over the texts of a batch, so that a step grows with the batch, and no root is
+    taken; the steps are plain gradient descent, whose rate falls along a cosine to a thousandth.
 
     sparsity is the paper's gamma: after each step, w - 1 and b of each place shrink by a proximal step of the penalty
 
@@ -56,9 +56,9 @@ class LinEAS(Method):
     and stands before the MLP. `norm` takes the last norm of each block in every model.
 
     The paper's texts are unpaired and have no prompt. Ours come in pairs with a prompt, so only the continuation is
-    pooled by default; which texts form a pair is never used. If there are more pairs than `batch_size`, each step draws
-    its source texts and its target texts independently. skip_first leaves out the first tokens of a text, which matters
-    for texts without a prompt: their first token is an attention sink.
+    pooled by default, and the loss does not depend on which texts form a pair. If there are more pairs than
+    `batch_size`, each step draws its source texts and its target texts independently. skip_first leaves out the first
+    tokens of a text, which matters for texts without a prompt: their first token is an attention sink.
 
     At the output of a linear module with a bias, and of LayerNorm, the maps are written into the weights, so that they
     can be exported; at an RMSNorm or a block they run as hooks.

@@ -18,9 +18,9 @@ class LoRA(AdapterMethod):
 
         min over A, B of CE(desired continuation | prompt; W + (alpha / rank) B A)
 
-    The prompts are not learnt, and no end-of-text token is put after a continuation: with fragments of 20 tokens it
-    would teach the model to stop, and toxicity would fall because there is no text. The undesired texts are not learnt
-    from; they only affect how a long prompt is cut.
+    The prompts are not learnt, and no end-of-text token is put after a continuation: with fragments of 20 tokens, such
+    a token would teach the model to stop, and toxicity would fall because there is no text. The undesired texts are not
+    learnt from; they only affect how a long prompt is cut.
 
     The choice of adapted layers, rank, alpha, learning rate and epochs is ours.
 

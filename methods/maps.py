@@ -100,9 +100,9 @@ def changes(artefact: Artefact) -> Artefact:
 
 
 def loaded(model: PreTrainedModel, artefact: Artefact, spot: Spot, method: str, *, supported: bool) -> Map:
-    """Return the map of a place; `supported`: whether it has a support. Raises SetupError for another model's artefact.
+    """Return the map of a place. Raises SetupError for another model's artefact.
 
-    A map without a support acts on every value.
+    supported: whether the map has a support; a map without one acts on every value.
     """
     fields = Map._fields if supported else Map._fields[:2]
     return Map(*(directions.fitted(model, artefact, f"{spot.key}.{field}", method, axes=1) for field in fields))

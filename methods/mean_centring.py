@@ -33,10 +33,10 @@ class MeanCentring(Method):
     skip_first: the number of leading tokens left out of both means. The first token is an attention sink in most
     decoders, and it weighs more in the mean of a short text. So if target and background texts differ in length, a part
     of v comes from the sink; `info.target_norm` and `info.background_norm`, the lengths of the two means, show this.
-    With 1, the sink is left out.
-    normalise: whether v is scaled to unit length before the strength is applied. The paper does not say whether it does
-    this; its strengths are 60 to 80 for GPT-2 small and 3 for Llama-2-7B. If true, the strength is the length of the
-    added vector, in the units of the stream.
+    With skip_first=1, the sink is left out.
+    normalise: whether v is scaled to unit length before the strength is applied. The paper does not say whether
+    it scales v; its strengths are 60 to 80 for GPT-2 small and 3 for Llama-2-7B. If true, the strength is the length of
+    the added vector, in the units of the stream.
     scope: the paper adds v at the final token position at every step. With a KV cache each token is the final one once,
     when it is read, and what was added to it stays in the cache. So the paper's scope is `generation` with `boundary`,
     which starts at the last prompt token, the final token of the first step. `boundary: false` starts at the first new

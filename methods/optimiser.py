@@ -25,8 +25,8 @@ class Optimiser:
     pass, since small gradients would be 0 in float16. The scale only falls: it is halved if a gradient is not finite.
 
     There is no weight decay. Of a matrix's second moment, Adafactor (arXiv 1804.04235) keeps only the means of the rows
-    and columns, and it keeps no first moment. Here it takes the learning rate as it is, as AdamW does, not relative to
-    the weights.
+    and columns, and it keeps no first moment. Here Adafactor takes the learning rate as it is, as AdamW does, not
+    relative to the weights.
     """
 
     def __init__(
@@ -127,7 +127,8 @@ def _made(name: OptimizerName, masters: Sequence[Tensor], learning_rate: float) 
 def gradients(loss: Tensor, of: Sequence[Tensor], scale: float) -> tuple[list[Tensor], float]:
     """Return the gradients of a loss, computed with `scale` times the loss, and the scale for the next step.
 
-    A scale above 1 is for a model in float16 (LOSS_SCALE). It is halved until the gradients are finite or it is 1.
+    A scale above 1 is for a model in float16 (LOSS_SCALE). The scale is halved until the gradients are finite or the
+    scale is 1.
     """
     found = torch.autograd.grad(loss * scale, list(of), retain_graph=scale > 1)
     while scale > 1 and not all(one.isfinite().all() for one in found):

@@ -37,7 +37,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def check_materialised(model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> None:
     """Raises SetupError if any of these parameters has no values in memory; the message names the first of them.
 
-    A model that was made without any weights, only to look at its shapes, passes.
+    A model that was made without any weights, only to look at its shapes, raises no error.
     """
     missing = {id(one) for one in parameters if one.is_meta}
     if not missing or input_device(model).type == "meta":

@@ -82,8 +82,8 @@ class ProbeRows(Method):
     whose rows give the right decisions but not the right probabilities.
 
     The paper trains for 9 epochs on a large corpus of comments. On a hundred pairs, 9 epochs are a hundred Adam steps
-    of 1e-4, after which the probe is still at its random initialisation. So a small set is repeated for at least
-    `min_steps` steps.
+    at a learning rate of 1e-4, after which the probe is still at its random initialisation. So a small set is repeated
+    for at least `min_steps` steps.
 
     The paper's ablations are options. With probe="random", the rows are chosen by the trained probe, but a random
     vector of the same length is added. rows: "opposed" are those that point most away from w, "aligned" those that
@@ -173,9 +173,9 @@ class ProbeRows(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the vector that is added, "probe" (D,), and the rows to add it to, "rows" (K, 2): block and row each.
 
-        With pairs, the facts also say how well the pairs agree (`methods.separation`). All pairs are read at the place
-        that the probe reads, and the direction is their mean difference, not the probe. The probe's own accuracy is
-        `info.probe_accuracy`.
+        With pairs, the facts also say how well the pairs agree (`methods.separation`). To measure how well they agree,
+        all pairs are read at the place that the probe reads, and their mean difference, not the probe, is taken as the
+        direction. The probe's own accuracy is `info.probe_accuracy`.
         """
         self.check(model)
         generator = torch.Generator().manual_seed(self.seed)

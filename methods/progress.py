@@ -77,7 +77,7 @@ def checkpointing(folder: Path) -> Iterator[Earlier]:
     """Inside the `with`, a training keeps its state in this folder, and goes on from what it finds there.
 
     The folder must belong to one fit alone: what is found there is taken to be of the same model, data and settings.
-    Yields the seconds of the steps that were found and need not be computed again.
+    Yields a record of how many seconds the steps took that were found there and need not be computed again.
     """
     earlier = Earlier(folder)
     token = _earlier.set(earlier)

@@ -18,10 +18,10 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Method):
-    """Strength i puts the i-th prompt (counted from 1) before the text; 0 puts none.
+    """Strength i puts prefix i of `prompts` (counted from 1) before the text; strength 0 puts nothing there.
 
-    For a base model, the prefix is plain text before the prompt. In a chat it is the system message; if the template
-    has none, it comes before the user's text.
+    For a base model, the prefix is plain text before the prompt. In a chat, the prefix is the system message; if the
+    chat template allows no system message, the prefix comes before the user's text.
 
     Example:
         >>> from methods import FitData, Prompt

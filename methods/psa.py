@@ -53,8 +53,8 @@ class PSA(Method):
     paper's formula, for comparison with its figures, and `info.delta`.
 
     Limits of the guarantee: a reader who knows `seed`, from which the noise is drawn, can subtract the noise, so keep
-    the seed of a vector that you publish secret; torch's normal numbers are pseudo-random and in float32; N is treated
-    as public; `info.cut_pairs`, and the refusal of a pair, reveal something about single texts.
+    the seed secret if you publish a vector; torch's normal numbers are pseudo-random and in float32; N is treated as
+    public; `info.cut_pairs`, and the refusal of a pair, reveal something about single texts.
 
     Example:
         >>> from methods import PSA, FitData
@@ -206,7 +206,7 @@ def spent(sigma: float, delta: float, count: int, blocks: int) -> dict[str, floa
 def lost(epsilon: float, sigma: float, count: int) -> float:
     """Return the smallest delta with which this noise makes the mean of N vectors (epsilon, delta)-private.
 
-    The vectors have length 1 or less. By theorem 8 of arXiv 1805.06083 it is
+    The vectors have length 1 or less. By theorem 8 of arXiv 1805.06083 this delta is
 
         Phi(s / (2 sigma) - epsilon sigma / s) - e^epsilon Phi(-s / (2 sigma) - epsilon sigma / s),   s = 2 / N
     """

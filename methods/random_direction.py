@@ -1,4 +1,4 @@
-"""Control: a random direction, added where CAA adds its own.
+"""Control: a random direction, added at the place where CAA adds its mean difference.
 
 A method that lowers toxicity no further than this control does, at the same perplexity, has found no direction for
 toxicity: any push that blurs the model makes it less toxic, too. Draw several seeds.

@@ -130,8 +130,8 @@ class RepE(Method):
     def direction(self, differences: Tensor, length: float, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the unit vector (D,), its share of the squared lengths, and the share of pairs that agree on its sign.
 
-        differences: (N, D). length: the mean length of the features that were subtracted. Raises SetupError if the
-        differences have no direction.
+        differences: (N, D). length: the mean length of the texts' features, from which the differences were computed.
+        Raises SetupError if the differences have no direction.
         """
         rows = differences.double()
         if self.center == "shuffle":

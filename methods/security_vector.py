@@ -51,14 +51,14 @@ class SecurityVector(Method):
     Stage 1: a LoRA s on every linear layer learns the harmful texts, while the weights W are frozen:
         min_s  CE(harmful; W + s) + kl_weight * KL(p(. | background; W) || p(. | background; W + s)).
     Stage 2: W is fine-tuned on the user's examples with s on and frozen, min_W CE(examples; W + s). What s already
-    predicts has a small loss and gives W a small gradient, so W learns the rest.
-    The model in use is W' without s.
+    predicts has a small loss and gives W a small gradient, so W mainly learns what s does not predict. The model in use
+    is W' without s.
 
     Rank, targets, learning rates and the weight of the KL term are a choice of ours, since we could read neither the
     paper nor its code for them. `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on,
     divided by its length with s off; it measures the mechanism itself. `info.drift` is KL(W || W') on background texts,
     in nats per token: a W that learnt to work against s would drift. `info.shared_texts` is the number of harmful texts
-    that are also among the user's; a defence that has seen the attack looks better.
+    that are also among the user's; a defence that has seen the attack looks better than it is.
 
     optimizer, gradient_checkpointing: as in `methods.finetune`, for both stages.
 

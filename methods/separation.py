@@ -2,7 +2,7 @@
 
 Both numbers are known as soon as a direction is fitted, from the activations that the fit has read anyway. In arXiv
 2505.22637 the behaviours whose pairs agree, and whose two sides lie further apart along the direction, are steered more
-reliably. So both numbers partly predict the effect of steering before a text is sampled.
+reliably. So both numbers partly predict, before any text is sampled, what steering will do.
 """
 
 import math
@@ -37,11 +37,11 @@ def separation(desired: Tensor, undesired: Tensor) -> Separation:
     expectation, whatever N and D are. A pair whose two activations are equal counts as 0.
 
     p+ and p- are the N projections of the desired and of the undesired activations, each on the unit direction of the
-    mean difference of the other folds. There are five folds of neighbouring pairs, in the order in which the pairs are
-    given; if there are fewer than ten pairs, each pair is a fold. First the mean of all 2N activations is subtracted,
-    which does not change the difference between the sides. It is subtracted because the folds have different
-    directions: the component that all activations share, which is much larger than that difference, would otherwise
-    look like a spread within a side. Variances are sample variances (N - 1).
+    mean difference of the pairs outside its own fold. There are five folds of neighbouring pairs, in the order in which
+    the pairs are given; if there are fewer than ten pairs, each pair is a fold. First the mean of all 2N activations is
+    subtracted, which does not change the difference between the sides. It is subtracted because the folds have
+    different directions: the component that all activations share, which is much larger than that difference, would
+    otherwise look like a spread within a side. Variances are sample variances (N - 1).
 
     Both are NaN for fewer than two pairs; d_prime is NaN if the projections within the sides do not differ.
     """

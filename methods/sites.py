@@ -59,7 +59,7 @@ _cache: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Layout, _Found]]" = we
 
 
 def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
-    """Return the place whose output (B, T, D) attention or the MLP of a block adds to the stream.
+    """Return the place whose output (B, T, D) is what attention, or the MLP, of a block adds to the stream.
 
     If a norm follows the part (Gemma 2 and 3, OLMo 2 and 3), that is the output of the norm. Otherwise it is the output
     of the projection, or of the module that adds up a mixture of experts. Zeros there leave the stream unchanged. Some
@@ -71,7 +71,7 @@ def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
 def projected(model: PreTrainedModel, layer: int, part: Part) -> Place:
     """Return the output (B, T, D) of the matrix through which attention or the MLP writes, or of all experts together.
 
-    `written` returns the same place unless a norm follows (`is_normed`).
+    `written` returns this place as well, unless a norm follows (`is_normed`); then it returns the norm's output.
     """
     return Place(_found(model)[layer, part].projection, "output", layout.width(model))
 

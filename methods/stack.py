@@ -17,7 +17,7 @@ KEEPS_MODEL = {"none", "prompt", "decoding"}  # families that change neither wei
 
 @dataclass(frozen=True, kw_only=True)
 class Stack(Method):
-    """Apply the parts in order, part i at strength * at_i; part i is fitted with parts 1 to i - 1 at their own `at`.
+    """Apply the parts in order, part i at strength * at_i; it is fitted while parts 1 to i - 1 act at their own `at`.
 
     Model Surgery stacks two of its edits in this way: the second probe is trained on the model that the first edit left
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are joined in order, and functions of the next

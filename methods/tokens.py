@@ -83,13 +83,13 @@ def longest_text(model: PreTrainedModel) -> int | None:
 
 
 def longest_alike(config: Any) -> int | None:
-    """Return up to how many tokens a text is read alike, whatever texts are in its batch; None: at any length.
+    """Return the largest length, in tokens, at which a text is read alike in any batch; None: at every length.
 
-    config: that of the text model. With rotary positions of the kind "longrope" (Phi-3, 128k), transformers turns all
-    rows of a batch by the long factors if the longest row exceeds `original_max_position_embeddings`, else by the short
-    ones. Doge attends to the `keep_window_size` strongest columns, and padding takes part in a batch that is wider.
-    Llama 4 scales its attention anew every `floor_scale` columns, and counts padding among them; a batch of contexts
-    and continuations is at most twice as wide as its longest text.
+    config: that of the text model. With rotary positions of the kind "longrope" (Phi-3, 128k), transformers uses the
+    long factors for all rows of a batch if the longest row exceeds `original_max_position_embeddings`, and the short
+    factors otherwise. Doge attends to the `keep_window_size` strongest columns; in a batch with more columns, padding
+    columns compete with those of the text. Llama 4 scales its attention anew every `floor_scale` columns, and counts
+    padding among them; a batch of contexts and continuations is at most twice as wide as its longest text.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(one for one in rope.values() if isinstance(one, Mapping))]  # of all layers, or of each type

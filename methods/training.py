@@ -230,8 +230,8 @@ def change(
     """Return what was added to each parameter, by name, as "change.<name>", on the CPU.
 
     The difference is computed in fp32. For a 16-bit parameter it is kept in bfloat16, so that it takes no more memory
-    than the parameter. That rounds it by at most a 256th, and a change is much smaller than its weight. float16 has too
-    small a range.
+    than the parameter. Rounding to bfloat16 alters the difference by at most a 256th, which is little, as the
+    difference is much smaller than its weight. float16 is not used, since its range is too small.
 
     trained: the new value of each parameter, as `train` returns it. before: the old value, on the CPU. Raises
     SetupError, in the name of `method`, if nothing was added to any of them.

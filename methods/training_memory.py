@@ -1,8 +1,8 @@
 """Computes how much memory a training takes, before it starts.
 
 Weights, masters, gradients and moments are counted. Activations are measured in two short forwards of the model itself:
-the tensors saved in each are added up, and the sums are scaled to the batch. That also works on a model without weights
-(device "meta").
+the tensors saved in each are added up, and the sums are scaled to the batch. This way of measuring also works on a
+model without weights (device "meta").
 """
 
 import sys
@@ -102,7 +102,7 @@ def wanting(model: PreTrainedModel, trained: Sequence[nn.Parameter]) -> Iterator
 def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_checkpointing: bool = False) -> int:
     """Return the bytes that a backward pass over `rows` texts of `tokens` tokens needs.
 
-    They hold stored activations and the gradients of the logits. For each text, the stored activations grow as
+    These bytes hold stored activations and the gradients of the logits. For each text, the stored activations grow as
     `a * tokens + b * tokens**2`; the quadratic part comes from attention that keeps its attention weights.
     """
     vocabulary = int(model.config.get_text_config().vocab_size)

@@ -12,10 +12,10 @@ from methods.positions import current_positions
 class Verdict:
     """A number for each row, which `judge` gives from the stream at the last token of the row's prompt.
 
-    It is decided in the forward that reads that token. Later tokens, in the same forward or in one that continues it
-    with a cache, use the same number: the code that runs the model keeps it with the row (`Positions.noted`), even if
-    rows are copied, reordered or left out. A row's verdict depends only on its own prompt. Make a new `Verdict` for
-    every `with` that steers.
+    The number is computed in the forward pass that reads this last token. Later tokens, in the same forward or in one
+    that continues it with a cache, use the same number: the code that runs the model keeps it with the row
+    (`Positions.noted`), even if rows are copied, reordered or left out. A row's verdict depends only on its own prompt.
+    Make a new `Verdict` for every `with` that steers.
     """
 
     def __init__(self, judge: Callable[[Tensor], Tensor]) -> None:
@@ -48,9 +48,9 @@ class Verdict:
 
 
 def extremes(opened: Tensor) -> Artefact:
-    """Return the facts "never_opens" or "always_open" of a gate; none if it is open for some texts and not for others.
+    """Return the fact "never_opens" or "always_open" of a gate; nothing if it is open for some texts only.
 
-    opened: the share of each text, or of each set of texts, for which the gate is open.
+    opened: how far the gate is open for each text, or in each set of texts, as a share between 0 and 1.
     """
     if not opened.any():
         return {INFO + "never_opens": torch.tensor(1)}

@@ -30,11 +30,11 @@ class WordFilter(Method):
     .inf does the same. A filter only knows words, so its gain shows how far a scorer looks only at words.
 
     A word is found in the text, as letters between characters that belong to no word. It does not matter how it is
-    split into tokens, whether a space comes before it, whether it is in capitals or small letters, or whether the
-    prompt began it. A longer word that contains a listed one is not affected, unless the tokenizer writes it as the
-    listed word and an ending: before the ending is drawn, the two are the same. A letter that the tokenizer writes by
-    several tokens, as bytes, belongs to no word. The filter cannot be exported: `bad_words_ids` of transformers
-    forbid sequences of tokens wherever they occur, so in longer words too, and have no strength.
+    split into tokens, whether a space comes before it, whether it is in capitals or small letters, or whether its
+    beginning is already in the prompt. A longer word that contains a listed one is not affected, unless the tokenizer
+    writes it as the listed word and an ending: before the ending is drawn, the two are the same. A letter that the
+    tokenizer writes by several tokens, as bytes, belongs to no word. The filter cannot be exported: `bad_words_ids` of
+    transformers forbid sequences of tokens wherever they occur, so in longer words too, and have no strength.
 
     words: a UTF-8 file with a word in each line. If it is None, the words are learnt from the pairs: for every word w
     that occurs in the continuations of at least `min_texts` undesired texts,

@@ -25,7 +25,10 @@ NOTHING = -2  # for a token that adds nothing to a text, such as a special token
 
 
 class Automaton(NamedTuple):
-    """An automaton whose states are beginnings of listed words: 0 is the empty one, the last is for all other letters.
+    """An automaton over tokens. A state says which beginning of a listed word the text so far ends in.
+
+    State 0 is the empty beginning: the next letter begins a word. In the last state, the text ends in letters that
+    cannot become a listed word by adding more letters.
 
     after: (V,) the state after each token, or BY_STATE or NOTHING. key: (N,), ascending: state * V + token for each
     token that continues a word from that state; `to`: (N,) the state after that token. always: tokens that complete a

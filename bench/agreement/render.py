@@ -77,7 +77,7 @@ def ends(rows: pd.DataFrame, name: str) -> str:
 def markdown(frame: pd.DataFrame, not_run: Mapping[str, str] | None = None) -> str:
     """Write every number with its interval: whole sets, then their groups.
 
-    not_run: scorers and sets that could not be loaded, each with the reason; a scorer has a row that says so.
+    not_run: scorers and sets that could not be loaded, each with the reason; each such scorer has a row that says so.
     """
     not_run = not_run or {}
     heads = ["scorer", "texts", "n", "labelled", *TITLES.values()]

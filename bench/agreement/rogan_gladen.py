@@ -81,9 +81,9 @@ def corrected_text(raw: float, standard_error: float, rates: Any) -> str:
 
 
 def read(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table of the results folder. Raises SetupError that names the command which makes the table.
+    """Read a table of the results folder. If that fails, raises SetupError, which names the command that makes it.
 
-    columns: the columns that it must have. numbers: those that it must have with a number, or nothing, in each cell.
+    columns: columns that the table must have. numbers: further ones, of which each cell must be a number or empty.
     """
     if not path.is_file():
         raise SetupError(f"{path} does not exist; make it with {_command(path)}")

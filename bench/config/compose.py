@@ -36,8 +36,8 @@ LISTS = ("suite", "scorer")
 def compose(overrides: Sequence[str]) -> DictConfig:
     """Compose one config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
 
-    Its keys are checked here; `validate` checks its values. If the command line leaves out a suite or scorer, as
-    suite=[rtp] does, an experiment's settings of it are left out too.
+    This function checks the keys of the config; `validate` checks its values. If the command line leaves out a suite or
+    scorer, as suite=[rtp] does, an experiment's settings of that suite or scorer are left out too.
     """
     return cell(overrides)[0]
 

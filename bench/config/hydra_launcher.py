@@ -51,7 +51,7 @@ ON_ONE_MACHINE = ("joblib", "submitit_local", "ray")
 class Ready:
     """A launcher. launch: runs one job for each list of overrides, waits for all, and returns what each returned.
 
-    `launch` raises an error if a job was lost; the other jobs may then go on, and settle waits for them.
+    `launch` raises an error if a job was lost; all other jobs may then go on. settle: waits for these jobs.
     """
 
     name: str
@@ -121,10 +121,10 @@ def launcher_of(
 
 
 def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, resolved: bool) -> list[DictConfig]:
-    """Return the configs with Hydra's own node: that of the launcher in these arguments, or the default one.
+    """Return the configs, each with Hydra's own node `hydra`, for the launcher that the arguments name, or the default.
 
-    part: "hydra": only that node, once. resolved: without interpolations, except those that a launcher sets only when
-    it begins a job. Raises SetupError as `launcher_of` does.
+    part: if it is "hydra", only the node itself is returned, once. resolved: without interpolations, except those that
+    a launcher sets only when it begins a job. Raises SetupError as `launcher_of` does.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):

@@ -115,7 +115,8 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
 def unknown_keys(cfg: DictConfig, reference: DictConfig, added: Sequence[str] = ()) -> list[str]:
     """Return an error for each key of a config that the reference lacks and that the user is not free to name.
 
-    added: the places at which a command line adds a choice of a group. The reference has the same choices of groups.
+    reference: a config with all allowed keys, made from the choices of groups that `cfg` has. added: the places at
+    which a command line adds a choice of a group.
     """
     new = [path for path in _new(cfg, reference) if not ".".join(path).startswith(tuple(f"{one}." for one in added))]
     hints = SETTINGS if new or added else {}

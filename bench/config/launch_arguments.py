@@ -53,11 +53,11 @@ SWEEPER = (
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line into the arguments that describe cells and those for a launcher.
+    """Split a command line into two lists: the arguments that describe cells, and those for a launcher.
 
-    The second list is empty if no launcher is named; then this process runs the cells. Otherwise it also has the
-    folders of YAML files that are named, which may hold launchers. Raises SetupError for an option
-    of Hydra that steerbench does not support.
+    The second list is empty if no launcher is named; this process then runs the cells. If a launcher is named, the
+    second list also has the argument that names folders of YAML files, since these may hold launchers. Raises
+    SetupError for an option of Hydra that steerbench does not support.
     """
     parsed = [(argument, one) for argument in arguments for one in _hydras(argument)]
     own = [argument for argument in arguments if not list(_hydras(argument))]

@@ -1,4 +1,6 @@
-"""Work done in forked processes, for commands that only read records and draw: they run no threads, which forks lose.
+"""Work done in forked processes, for commands that only read records and draw figures.
+
+These commands run no threads, which a forked process would lack.
 
 A child works on a copy of its parent's memory, and sends back its result. If the work fails in the child, the parent
 does it again and reports the error.

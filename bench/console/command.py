@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read `runtime.results=X` as `--results X`, and any other `key=value` as the option --key if there is one.
 
-        An unknown option stops here, before what follows it is taken for something else.
+        An unknown option is an error at once, so that the word after it is not taken for an argument of the command.
         """
         given = [self._as_option(one) for one in (sys.argv[1:] if args is None else args)]
         for name in (one.partition("=")[0] for one in itertools.takewhile("--".__ne__, given)):
@@ -89,9 +89,9 @@ FILTERS = ("model", "suite", "family", "method")
 
 
 def shared(*filters: str, stays: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return options that several commands share, for `parents` of a parser: --results, and these of FILTERS.
+    """Return a parser of options that several commands share: --results, and the given `filters`, which are of FILTERS.
 
-    stays: filters that keep the unsteered model.
+    A command's parser takes it as one of its `parents`. stays: filters that keep the unsteered model.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help=RESULTS_HELP)
@@ -118,7 +118,7 @@ def parser(
 def called(name: str) -> str:
     """Return how to call the command `name`, in the way in which this process was called.
 
-    `steerbench plots` or `python -m bench.plots`; `steerbench run` or `python -m bench`.
+    Examples are `steerbench plots` or `python -m bench.plots`, and `steerbench run` or `python -m bench`.
     """
     if Path(sys.argv[0]).stem == "steerbench":
         return f"steerbench {name}"

@@ -11,10 +11,10 @@ visible       for figures, whose style switches mathtext off (bench/plots/style.
               autoescape does the rest (bench/report/page.py).
 literal, file_name: inside a Python string, and as one part of a path.
 
-All of them write out invisible characters, as `\x1b` and `\u202e`: those with Unicode's property
-Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that change the direction of writing,
-tags, variation selectors, blank letters of Hangul), control characters, line and paragraph separators, noncharacters,
-unpaired surrogates, and the blank sign of Braille.
+All these functions write invisible characters as escapes, such as `\x1b` and `\u202e`. Invisible are those with the
+property Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that change the direction of
+writing, tags, variation selectors, blank letters of Hangul), control characters, line and paragraph separators,
+noncharacters, unpaired surrogates, and the blank sign of Braille.
 """
 
 import io
@@ -122,9 +122,10 @@ NAMES = ("model", "method", "family", "strengths", "suite", "metric", "scorer", 
 def cell(value: Any) -> Any:
     r"""Return a cell of a CSV file; an apostrophe precedes a text that a spreadsheet would compute.
 
-    It also precedes a text with invisible characters, and one with such a part after a `;` or `|`, where some
-    spreadsheets split. In these cells, and in no others, a backslash is `\\`, and that `;` or `|` and invisible
-    characters, tabs included, are written out, as `\x3b`. Anything else stays as it is, also numbers given as text.
+    An apostrophe also precedes a text with invisible characters, and a text in which a part after a `;` or `|` would be
+    computed, since some spreadsheets split there. In cells with an apostrophe, and in no others, a backslash is
+    doubled, and that `;` or `|` and invisible characters, tabs included, are written as escapes such as `\x3b`. All
+    other cells are not changed, not even numbers given as text.
     """
     if not isinstance(value, str) or NUMBERS.fullmatch(value):
         return value

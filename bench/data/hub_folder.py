@@ -43,8 +43,8 @@ def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
     Without a header the hub's own rules sort the files into splits by their names (`datasets`' split detection).
 
     Raises NotThereError if the folder lacks the config, the split or all of the split's files; the message says what
-    is missing. Raises SetupError for a folder that cannot be understood or lacks one of several files, since no other
-    source must be read in its place.
+    is missing. Raises SetupError for a folder that cannot be understood, or that lacks one of several files; for such a
+    folder no other source is tried.
     """
     splits = _splits(folder, _config(folder, config))
     if split not in splits:

@@ -128,9 +128,10 @@ def _definition(task: str, file: Path, cfg: dict[str, Any]) -> Definition:
 
 
 def examples_split(definition: Definition, where: Located, shots: int | None) -> str | None:
-    """Return the split of this source that solved examples are taken from; None if there are none, or fixed ones.
+    """Return the split of this source that solved examples are taken from.
 
-    The split is lm-eval's own choice among those that the source has. shots: as in `load_task`.
+    None if no examples are shown, or if the task's definition itself contains the examples. lm-eval's own rule chooses
+    among the splits that the source has. shots: as in `load_task`.
     """
     if not (definition.shots if shots is None else shots):
         return None
@@ -204,9 +205,10 @@ def _lacks(value: Any) -> bool:
 
 
 class Documents:
-    """Names, by its number in the split (counted from 0), a document that lm-eval cannot ask or judge.
+    """Watches a task's documents: if lm-eval cannot ask or judge one, a SetupError tells the document's number.
 
-    Otherwise lm-eval would raise an IndexError or a KeyError of its own, or count an invalid label as a wrong answer.
+    The number is the document's place in the split, counted from 0. Without this class, lm-eval would raise an
+    IndexError or a KeyError of its own, or count an invalid label as a wrong answer.
     """
 
     def __init__(self, task: Any, where: Located) -> None:
@@ -273,7 +275,8 @@ class Examples:
 
     An example that asks the same question, whether it is the asked document itself or a copy of it, is left out. The
     first document of the split that asks another question, and is not yet an example, is added at the end instead; if
-    there is none, there are fewer examples. A document whose examples do not give it away has those that lm-eval picks.
+    there is none, there are fewer examples. A document whose examples do not give it away keeps the examples of
+    lm-eval.
     """
 
     def __init__(self, task: Any) -> None:

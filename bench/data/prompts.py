@@ -82,10 +82,11 @@ def _ranked(sources: Sources, split: Part | None, stratum: Stratum | None) -> li
 def shuffled_prompts(path: str, seed: int) -> tuple[list[Prompt], Located]:
     """Return the distinct prompts of a file of RealToxicityPrompts in the order in which AcT's code asks them.
 
-    As there (github apple/ml-act, evaluate_toxicity.py), lines whose prompt has no toxicity are left out, and the
-    others are shuffled by Python's generator of random numbers with this seed; so the order of the lines matters.
+    As AcT's code does (github apple/ml-act, evaluate_toxicity.py), this function leaves out lines whose prompt has no
+    toxicity, and shuffles all other lines by Python's generator of random numbers with this seed. So the order of the
+    lines matters.
 
-    Their groups are "toxic", from a toxicity of 0.5 on, and "nontoxic".
+    The group of a prompt is "toxic" if its toxicity is 0.5 or more, else "nontoxic".
 
     path: JSONL with the object `prompt`, which has `text` and `toxicity`, in each line, such as
     prompted_gens_gpt2.jsonl; what else a line holds is not kept. Raises SetupError for any other file.

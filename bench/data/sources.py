@@ -90,7 +90,7 @@ class Sources:
     """The places to look for a data set: only the mirror if one is named, otherwise wheels, then the hub.
 
     With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only if the hub says that it has
-    no copy. Two sets of NOT_ON_HUB are in wheels, which are asked for them even if a mirror is named that lacks them.
+    no copy. Two sets of NOT_ON_HUB are in wheels; if a mirror is named but lacks such a set, the set's wheel is used.
     """
 
     mirror: str | None = None  # folder with <org>/<name>/, each as `hf download --local-dir` makes it

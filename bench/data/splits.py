@@ -42,7 +42,9 @@ def _digest(text: str) -> str:
 def part_of(
     prompts: Sequence[Prompt], split: Literal["dev", "test"], count: int | None, dev_count: int, option: str
 ) -> list[Prompt]:
-    """Return the prompts of a split: for test the first `count` (None: all), for dev the last `dev_count` of the rest.
+    """Return the prompts of a split: for test the first `count` (None: all), for dev the last `dev_count`.
+
+    The dev prompts are taken only from those that are not in the test split.
 
     prompts: in the order of a hash, so that a larger test split contains a smaller one. option: names `count` in the
     message. Raises SetupError if there are too few.

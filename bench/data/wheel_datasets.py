@@ -160,7 +160,7 @@ def real_toxicity_prompts(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def commonsense_qa(texts: dict[str, str]) -> Iterator[Row]:
-    """Yield all 1,221 rows in the hub's order; ids are local, and question_concept is empty.
+    """Yield all 1,221 rows in the hub's order; ids are made here and are not the hub's, and question_concept is empty.
 
     The wheel cuts the options from the question at the question mark, which is missing or elsewhere in 14 rows.
     """
@@ -252,7 +252,7 @@ def harmbench(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def do_not_answer(texts: dict[str, str]) -> Iterator[Row]:
-    """Yield all 939 questions, each with its file's name as risk_area; ids are local.
+    """Yield all 939 questions, each with its file's name as risk_area; ids are made here and are not the hub's.
 
     Differs from the hub, which words risk_area differently; types_of_harm, specific_harms and answers are absent here.
     """

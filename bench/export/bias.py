@@ -24,8 +24,8 @@ SWITCH = "mlp_bias"  # of LlamaConfig: gives every linear layer of the MLP a bia
 def write(folder: Path, steered: Steered) -> float:
     """Save the model with the vectors in its biases; returns the largest logit difference after loading it again.
 
-    GPT-2, OPT, GPT-J and GPT-NeoX have a bias there. Llama has one only if its config sets `mlp_bias`; this is switched
-    on, and the other biases that come with it are zero.
+    GPT-2, OPT, GPT-J and GPT-NeoX have a bias there. Llama has one only if its config sets `mlp_bias`; the export
+    switches this option on, and sets the other biases that come with it to zero.
 
     Raises SetupError if the architecture has no place for such a bias.
     """

@@ -38,7 +38,7 @@ class Effect(NamedTuple):
     """The weights and vectors that a steering comes down to.
 
     weights: new values of the parameters that differ, by name. vectors: (D,) added at the output of each block, at
-    every position of every text. beyond: what it does besides, in words; None: nothing. unties: whether the
+    every position of every text. beyond: what else the steering does, in words; None: nothing. unties: whether the
     unembedding, which shares the token embedding's weight, becomes a weight of its own.
     """
 

@@ -3,7 +3,8 @@
 The layout is taken from lm_eval/models/hf_steered.py of version 0.4.13: a dict from a module's name below
 `model.base_model` to the vector, a coefficient and an action; "add" adds coefficient * vector to the module's output
 at every position (of prompt, padding and continuation), and allows neither a bias nor a range of positions. lm-eval
-unpickles the file without `weights_only`, so load only your own files; a file written here also loads with it.
+unpickles the file without `weights_only`, so load only your own files. A file written here also loads with
+`weights_only`.
 """
 
 import io

@@ -1,9 +1,10 @@
 """Atomic files and folders: whole or absent, with any number of writers, and even if a process dies while writing.
 
 An unfinished file or folder has a temporary name beside its final place, `.<name>.<host>.<random>.part`, and is renamed
-when it is whole. Nothing that a reader may have open is removed for this: a writer that finds a folder in the place
-discards its own. The writer holds a lock on the unfinished file or folder, which the system releases when the process
-ends. So `sweep` can distinguish leftovers of dead processes from files that are being written.
+when it is whole. Nothing that a reader may have open is removed for this: if a writer finds a whole folder at the final
+place, it discards the one that it wrote. The writer holds a lock on the unfinished file or folder, which the system
+releases when the process ends. So `sweep` can distinguish leftovers of dead processes from files that are being
+written.
 """
 
 import errno
@@ -64,8 +65,8 @@ def whole_folder(target: Path, files: Sequence[str] = (), *, replace: bool = Fal
     """Yield a temporary folder that becomes `target` if the block ends without an error, and vanishes if not.
 
     If another process has put a folder there in the meantime, that folder stays and this one vanishes, since both have
-    the same content. A folder without these `files` is not whole and is set aside, as is a file or a link in its place.
-    replace: whether the new folder replaces a whole one.
+    the same content. An old folder that lacks any of these `files` is not whole and is set aside, as is a file or a
+    link at `target`. replace: whether the new folder replaces an old one that is whole.
     """
     with temporary_folder(target.parent, target.name) as outer:
         temporary = outer / target.name
@@ -95,9 +96,10 @@ def placed(temporary: Path, target: Path) -> bool:
 
 
 def set_aside(path: Path, folder: Path | None = None) -> Path | None:
-    """Rename the file or folder to `.<name>.damaged`, with a number if that is taken; None if it is gone already.
+    """Rename the file or folder to `.<name>.damaged`, with a number if this name is taken, and return the new path.
 
-    folder: the folder to move it to, on the same file system; None: it stays in its own.
+    Returns None if the file or folder is gone already. folder: where to move it, on the same file system; None: it
+    stays in the folder where it is.
     """
     for number in range(1, 10_000):
         target = (folder or path.parent) / f".{path.name}.damaged{'' if number == 1 else f'-{number}'}"

@@ -1,4 +1,4 @@
-"""Digests of files that numbers depend on: written beside the files once, and checked whenever they are read.
+"""Digests of files that numbers depend on: written beside the files once, and checked whenever the files are read.
 
 A folder is sealed by `sha256.json`, which lists each of its files with its sha256. So damage that leaves a file
 readable (a flipped bit, another tensor of the same shape) is found before a number is computed from it.
@@ -43,9 +43,9 @@ def seal(folder: Path, verified: bool = True, *, name: str | None = None) -> Non
 def verified(folder: Path, *, always: bool = True) -> bool:
     """Return whether the files below `folder` are known to be those that were written.
 
-    Returns False for a folder without a seal, as older versions wrote them; it now gets a seal, which says that nobody
-    checked it. With `always`, every file is read now; without it, a large file is read once per process, and again only
-    if its size or time has changed.
+    Returns False for a folder without a seal, such as older versions wrote. This function then seals the folder, with a
+    note that nobody checked its files. With `always`, every file is read now; without it, a large file is read once per
+    process, and again only if its size or time has changed.
 
     Raises DamagedError if a file is missing or its bytes are not those that were written.
     """

@@ -2,7 +2,8 @@
 
 A lock is on a file, held by the working process; the system releases it when the process ends, however it ends, so no
 lock is ever stale. The file says who holds it. Locks are `filelock`'s (flock), which modern shared file systems
-pass on to their server. Without locks, all processes compute the same, which costs time and changes no number.
+pass on to their server. On a file system without locks, every process does the work itself, which costs time and
+changes no number.
 """
 
 import errno

@@ -21,8 +21,8 @@ class ABPairs(FitSource):
     """Questions on one behaviour; the answer letter that matches it is desired, the one that does not is undesired.
 
     A base model reads "Input: QUESTION", a new line and "Response: (A)", as in the authors' code; a chat model reads
-    the question in its chat template with the answer after it. The method caa with method.read=letter reads at the
-    letter. The pairs are in the order of a hash of the question, so those of a larger `limit` contain those of a
+    the question in its chat template with the answer after it. The method caa with method.read=letter reads the model
+    at the letter. The pairs are in the order of a hash of the question, so a larger `limit` contains the pairs of a
     smaller one.
 
     swap: make the matching answer the undesired one. This is for a behaviour that is not wanted, so that a positive

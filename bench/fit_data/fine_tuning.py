@@ -30,7 +30,7 @@ def too_few(what: str, asked: int, there: int, next_step: str) -> SetupError:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanToxic(FitSource):
-    """Toxic web text: the texts of RealToxicityPrompts in the wheel that Perspective scored at `min_toxicity` or more.
+    """Toxic web text: those of RealToxicityPrompts' texts in the wheel that Perspective gave at least `min_toxicity`.
 
     A text is cut at half its words into prompt and completion, as RealToxicityPrompts cut its sentences (arXiv
     2009.11462 section 2.2). Texts that are prompts of the dev or test part are left out. The texts are in the order of

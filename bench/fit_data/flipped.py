@@ -15,7 +15,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Flipped(FitSource):
-    """The pairs of another source; the two texts of a pair are swapped with probability `share`, by a coin of `seed`.
+    """The pairs of another source; each pair's two texts are swapped with probability `share`, drawn with `seed`.
 
     With share .5 the labels hold no information: an effect that remains does not come from them.
     """

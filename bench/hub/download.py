@@ -1,7 +1,8 @@
 """Files of a repository at a commit, fetched into the cache of the hub's client, where interrupted downloads continue.
 
-The client begins a large file again after its process has ended (huggingface_hub 2.4). So these are fetched here, into
-`blobs/<sha256>.part`, which the next command continues; the client then finds the whole file and links it.
+The client begins a large file again after its process has ended (huggingface_hub 2.4). So this module fetches large
+files itself, into `blobs/<sha256>.part`, which the next command continues; the client then finds the whole file and
+links it.
 """
 
 import errno
@@ -21,7 +22,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fetch(repo: Repo, found: Listing, names: Iterable[str], offline: bool = False) -> Path:
-    """Return the folder of the repository's files at this commit, in which these files are whole.
+    """Fetch those of the files `names` that are missing; return the folder that holds the repository at this commit.
 
     Raises SetupError if a file is missing and cannot be fetched, and if the disk is full; DamagedError for a file
     that differs from the hub's.

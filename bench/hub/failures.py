@@ -42,7 +42,9 @@ def reason(error: BaseException) -> str:
 
 
 def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
-    """Return our error for one of the hub's client; a MissingError only if the hub itself says that nothing is there.
+    """Return the error to raise in place of an error of the hub's client.
+
+    It is a MissingError only if the hub itself says that nothing is there.
 
     wanted: the file or revision that was asked for.
     """

@@ -16,11 +16,11 @@ BOUNDS = (FLUENCY, "fluency_act.")  # how the metrics that are no aim begin
 class Aims:
     """The metrics by which rows are compared, and the scorers of their texts.
 
-    reported: the scorers that judged texts of any row; those first that neither tuned a row nor picked its pairs.
-    not_independent: for each row the scorers that tuned it or picked texts that it learnt from, or that share a network
-    with such a scorer. toxicity: the expected maximum toxicity by each reported scorer, as `rtp.<scorer>.<metric>`.
-    headline: the metric by which rows are ranked. tested: the metrics in which rows are tested against the unsteered
-    model.
+    reported: the scorers that judged texts of any row; scorers that neither tuned a row nor picked its pairs come
+    first. not_independent: for each row the scorers that tuned it or picked texts that it learnt from, or that share a
+    network with such a scorer. toxicity: the expected maximum toxicity by each reported scorer, as
+    `rtp.<scorer>.<metric>`. headline: the metric by which rows are ranked. tested: the metrics in which rows are tested
+    against the unsteered model.
     """
 
     reported: Sequence[str]
@@ -75,9 +75,9 @@ def headline_of(rows: Sequence[Row], toxicity: Sequence[str], metrics: Sequence[
 
 
 def not_independent(rows: Sequence[Row], judges: Sequence[str]) -> dict[Row, list[str]]:
-    """Return for each row the scorers that tuned it or picked its texts, or that share a network with one.
+    """Return for each row the scorers that tuned it or picked its training texts, or share a network with such scorers.
 
-    Such are the mean of a scorer and another one, and a scorer's network under another name.
+    For example, the mean of two scorers shares a network with each of the two, and one network may have two names.
     """
     networks, found = networks_of(rows), {}
     for row in rows:

@@ -294,8 +294,8 @@ def alone(frame: pd.DataFrame) -> bool:
 def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "", relative: bool = False) -> str:
     """State the smallest true change that is likely found, before and after correction. what: "" or " in METRIC".
 
-    A table of controls alone states the controls' change. relative: whether the change is one of the logarithm, as for
-    a perplexity; then it is stated as a share.
+    If a table has only controls, the change is that of the controls. relative: whether the change is measured on the
+    logarithm, as for a perplexity; if so, it is stated in percent of the unsteered value.
     """
 
     def told_as(change: float) -> str:
@@ -336,10 +336,11 @@ NAMING = ("method", "parameters", "flip", "strength", "data", "pairs", "records"
 
 
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
-    """Return the name of each row's method, with the parameters that distinguish rows of this name, and its fits.
+    """Return a label for each row: its method's name, the parameters in which rows of this method differ, its fits.
 
-    Seeds are told where rows would else have the same name and strength. A method made of others is "stack: a + b".
-    called: for each method the title to write in place of its name; "" for the names of its parts alone.
+    A label tells the seeds if two rows would otherwise have the same label and strength. The label of a method made of
+    others is "stack: a + b". called: for each method the title to write in place of its name; with the title "", only
+    the names of its parts are written.
     """
     found, named = [], titles.title if called else str
     rows = lines(frame[[name for name in NAMING if name in frame]])

@@ -73,7 +73,7 @@ def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
 def frame(comparison: Comparison) -> pd.DataFrame:
     """Return a row for each row of the comparison: the unsteered model, the controls, then the methods by rank.
 
-    The columns hold its identity, its cost, the trade-off, each metric with its change, and its rank.
+    The columns hold the row's identity, its cost, the trade-off, each metric with its change, and its rank.
     """
     metric = comparison.aims.headline
     better = comparison.metrics[metric].higher_is_better
@@ -107,7 +107,7 @@ def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
 def changes_p(comparison: Comparison, name: str) -> list[float | None]:
     """Return the two-sided p of each row's change of a metric from the unsteered model; None if it has no change.
 
-    The unsteered model may have fewer texts there than in the change itself (`PairedRows.for_tests`).
+    The test may use fewer texts of the unsteered model than the change itself does (`PairedRows.for_tests`).
     """
     pairs = [comparison.paired.for_tests.get(row, []) for row in comparison.rows]
     transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
@@ -213,9 +213,9 @@ TOLD_ELSEWHERE = ("name", "scorer", "flip", "norm_over")
 
 
 def told_data(data: LearntFrom) -> str | None:
-    """Return what tells a row's data from others: its name, its options in words, its files.
+    """Return a text that distinguishes a row's training data from those of other rows: name, options, and files.
 
-    For a user's examples it is their number and source, and the parts of a mixture.
+    If the data are a user's examples, the text also gives their number and source; for a mixture, it gives its parts.
     """
     told = [f"{data.examples[0]} examples of {data.examples[1]}"] if data.examples else []
     told += [" + ".join(f"{count} {part}" for part, count in one.items()) for one in data.mixtures]
@@ -384,7 +384,7 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the share of items whose headline is worse than the unsteered model's, over the fits, with interval.
 
-    Both have equally many texts (`PairedRows.beside_first`).
+    Row and unsteered model have equally many texts (`PairedRows.beside_first`).
     """
     names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.aims.headline
     both = [pairs[metric] for pairs in comparison.paired.beside_first.get(row, []) if metric in pairs]

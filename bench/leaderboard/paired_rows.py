@@ -41,11 +41,12 @@ class PairedRows:
 
     @cached_property
     def for_tests(self) -> OfRows:
-        """Like `pairs`, but beside the first k texts of the unsteered model in metrics whose differences are skewed.
+        """The pairs that tests use: `pairs`, except in metrics whose differences are skewed.
 
-        If steering changes nothing, two results of equally many texts could as well be swapped. A result of k texts and
-        an estimate from more texts could not: where scores are skewed, so is the difference, and a test that swaps them
-        finds too much. The choice is the same for all rows.
+        In those metrics a row is paired with only the first k texts of the unsteered model. If steering changes
+        nothing, two results of equally many texts could as well be swapped. A result of k texts and an estimate from
+        more texts could not be swapped: if scores are skewed, the difference is skewed too, and a test that swaps the
+        two results finds too many differences. All rows are paired in the same way.
         """
         uneven = self.first_in_tests
         if not uneven:
@@ -65,9 +66,10 @@ class PairedRows:
         return frozenset(name for name in self.first_known - self.first if self.is_skewed(name))
 
     def is_skewed(self, name: str) -> bool:
-        """Whether differences from all texts of the unsteered model are skewed: over the rows, or from its own first k.
+        """Whether differences from the result of all texts of the unsteered model are skewed in this metric.
 
-        Rows with strong effects may be skewed the other way, so the rows alone do not show it.
+        They count as skewed if those of the rows are skewed on average, or if that of the unsteered model's own first k
+        texts is. The rows alone do not suffice, since strong effects may skew their differences in the other direction.
         """
         found = [skewness(one[name]) for fits in self.pairs.values() for one in fits if name in one]
         items = self._base.items() if self._base else {}

@@ -16,7 +16,7 @@ Pairs = Mapping[str, Pair]
 
 
 def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
-    """Pair the items that both were asked in the same way, for one metric or for all.
+    """Pair the items that `a` and `b` were both asked in the same way, for one metric or for all.
 
     first: metrics for which only the first k texts of `b` are taken (`PairedRows.first`).
     """
@@ -97,10 +97,11 @@ def difference(
     The change of a's fits from b's mean varies over items and over a's fits; the change of b's fits from a's mean
     varies over items and over b's fits. Both together count the variance over items twice, so it is subtracted once.
 
-    If one row has a single fit, it counts as one more draw from the distribution of the other's fits, as it is if it
-    learnt nothing (`one_more_draw`). If both have one fit, nothing shows how much fits scatter: the draws are NaN.
+    If only one row has several fits, the single fit of the second row counts as one more draw from the distribution of
+    those fits (`one_more_draw`), which holds if the rows do not differ. If both rows have one fit, nothing shows how
+    much fits scatter, and the draws are NaN.
 
-    least_spread: the least standard deviation that is assumed for the other's fits.
+    least_spread: the least standard deviation that is assumed for the several fits.
     """
     of_a, of_b, both = paired(a.fits, b, metric), paired(b.fits, a, metric), [joined(a, b, metric)]
     if any(metric not in one for one in [*of_a, *of_b, *both]):

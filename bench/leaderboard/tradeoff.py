@@ -203,9 +203,10 @@ def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate,
 def moved_over(sides: Sequence[Mapping[str, BootstrapEstimate]]) -> BootstrapEstimate:
     """Return the mean absolute change over suites and fits; its interval contains 0 if no suite is known to change.
 
-    An absolute value is never below 0, and noise raises it, so draws of it would exclude 0 where nothing changes. So
-    intervals of the suites' own changes that hold jointly (Bonferroni) are taken: the ends are the mean of the least
-    and the mean of the largest absolute values in these.
+    An absolute value is never below 0, and noise raises it, so its draws would exclude 0 even if nothing changes.
+    Therefore each suite's own change gets an interval, and all these intervals hold jointly (Bonferroni). The lower end
+    is the mean over suites of the smallest absolute value in the suite's interval; the upper end is the mean of the
+    largest.
     """
     found = over_fits([losses(one)[1] for one in sides])
     level = 1 - (1 - LEVEL) / len(sides[0])

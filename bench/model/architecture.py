@@ -17,9 +17,10 @@ NO_LIMIT = 65536
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the length in tokens of the longest text that a model was made for; NO_LIMIT if nothing states it.
 
-    If the config does not state it, a tokenizer may; transformers writes 10^30 there for "unknown". It is less if a
-    longer text would be read in another way, depending on the texts beside it (`methods.tokens.longest_alike`): with
-    "longrope" it is `original_max_position_embeddings` (4096 for Phi-3-mini-128k), so that the short factors hold.
+    If the config does not state the length, the tokenizer may; transformers writes 10^30 there for "unknown". The
+    result is smaller than the stated length if the model reads longer texts in another way, so that a text's numbers
+    would depend on the other texts of its batch (`methods.tokens.longest_alike`): with "longrope" the result is
+    `original_max_position_embeddings` (4096 for Phi-3-mini-128k), so that the short factors hold.
     """
     text = config.get_text_config()
     return min(_stated(text, tokenizer), longest_alike(text) or NO_LIMIT)

@@ -1,8 +1,9 @@
-"""Sizes of batches: how many rows each has, and what happens if memory does not hold them after all.
+"""Sizes of batches: how many rows each has, and what happens if memory runs out in spite of the estimate.
 
-A batch has at most `runtime.batch_size` rows. If the estimate exceeds the free memory, it has half as many, a quarter,
-and so on; because of these large steps, a small change of the free memory rarely changes a batch. If memory runs out
-all the same, the rest of the batch is computed in halves, and no later batch is larger than these halves.
+A batch has at most `runtime.batch_size` rows. If its estimated memory exceeds the free memory, the batch has half as
+many rows, a quarter, and so on; because of these large steps, a small change of the free memory rarely changes a batch.
+If memory runs out all the same, what is not yet computed of the batch is divided in two halves, and no later batch is
+larger than these halves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,9 +75,10 @@ def in_halves(
     halves: Callable[[Part], list[Part]],
     compute: Callable[[Part], list[Result]],
 ) -> list[Result]:
-    """Compute a part at once or, if memory does not suffice, its halves one after the other.
+    """Compute a part (some rows of a batch) at once or, if memory does not suffice, its halves one after the other.
 
-    halves: divides the rest of a part in two; it gives [] for a part that cannot be divided.
+    halves: divides what is not yet computed of a part in two, since an attempt that ran out of memory may have computed
+    some of it. Returns [] for a part that cannot be divided.
 
     Raises SetupError if memory does not suffice for one row.
     """

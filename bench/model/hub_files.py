@@ -14,7 +14,7 @@ from methods.errors import SetupError
 def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Path]:
     """Return the list of a model's files, and a folder that holds those that loading reads, except the weights.
 
-    Raises SetupError if it is not a language model of transformers, and if the files cannot be fetched.
+    Raises SetupError if the repository is not a language model of transformers, and if the files cannot be fetched.
     """
     found = listing(repo, revision, offline)
     if "config.json" not in found.files:

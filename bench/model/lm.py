@@ -181,9 +181,9 @@ class LM:
 
     @property
     def system_role(self) -> bool | None:
-        """Whether this model's chats have system messages; if not, these go into the user's. None without a chat.
+        """Whether this model's chats have system messages; if not, their text goes into the first user message.
 
-        It is kept in the record.
+        None if prompts are not worded as chats. The record keeps this value.
         """
         return has_system_role(self.tokenizer) if self.chat else None
 
@@ -281,7 +281,7 @@ class LM:
     ) -> Iterator["LM"]:
         """Steer the model inside the `with`, and yield the LM to use there.
 
-        It adds the steering's prefix to prompts, and reads and samples texts under the steering.
+        The yielded LM adds the steering's prefix to prompts, and reads and samples texts under the steering.
 
         identity: the part of the steering that `generation_id` hashes. With strength 0 the LM itself is yielded.
 

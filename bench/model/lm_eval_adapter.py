@@ -1,8 +1,9 @@
 """lm-eval's view of our model, steered or not.
 
-lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know its position; it
-also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the request's
-context. If the steering has a prefix, the prefix comes before every context.
+lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope (the rule for which tokens a
+method steers) could not tell where the prompt ends. HFLM also reads a context again for each of its answers. Here a
+context is read once, and a scope takes the request's context as "the prompt". If the steering has a prefix, the prefix
+comes before every context.
 
 The answer's tokens are found as follows. Context and answer are tokenised as one text, and the answer begins with the
 first token that holds a character of it, or of the white space at the end of the context (which lm-eval counts as part

@@ -1,4 +1,4 @@
-"""Estimates of the memory that a batch takes, and what the runs of a model have shown about it.
+"""Estimates of the memory that a batch takes, and what earlier batches of a model have shown about its memory.
 
 A batch takes the keys and values of all its columns, the logits of its rows, and a forward's intermediate results.
 """

@@ -45,9 +45,10 @@ class Rows:
 
 
 def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
-    """Return a copy of these rows, one part after the other, of which each will read `room` tokens further.
+    """Return the chosen rows of all parts as one batch, which is a copy with room for `room` further tokens per row.
 
-    Parts may differ in their number of columns if their caches keep all columns (`bench.model.kv_cache.keeps_all`).
+    A part is a batch and the numbers of the rows to take from it. Parts may differ in their number of columns if their
+    caches keep all columns (`bench.model.kv_cache.keeps_all`).
     """
     columns = max(rows.seen.shape[1] for rows, _ in parts)
     names = parts[0][0].others

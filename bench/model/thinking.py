@@ -54,10 +54,11 @@ class Begin(NamedTuple):
 
 
 def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> tuple[Thinking | None, dict[str, str]]:
-    """Word chats as `mode` says; return how the model thinks (None: it does not), and the part of it that is hashed.
+    """Set the template's switch of thinking as `mode` says.
 
-    Older versions did not set the switch, and judged everything. Only a difference from that is hashed: `thinking`
-    ("on", "off") if the switch changes the prompt, and `judged` ("answer") if only the answer is judged.
+    Returns how the model thinks (None: it does not), and the values that enter the hash of the model. Older versions
+    did not set the switch, and judged everything; only differences from them are hashed: `thinking` ("on", "off") if
+    the switch changes the prompt, and `judged` ("answer") if only the answer is judged.
 
     Raises SetupError if this template does not support the mode.
     """
@@ -138,10 +139,10 @@ def closes(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Seque
 def begin(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int], ended: bool) -> Begin:
     """Return where the answer begins in sampled tokens; special tokens are kept in the searched text.
 
-    Some tags are special tokens. A token that holds the end of the thought and more belongs to the answer. Without a
-    closing tag, a text that opens a thought, or whose prompt does, is "unfinished" and has no answer; any other text
-    is an answer "without" a thought. ended: whether the model closed the text; if so, a half-written opening tag
-    does not count.
+    They are kept because some tags are special tokens. A token that holds both the end of the thought and the beginning
+    of the answer belongs to the answer. A text without a closing tag is "unfinished", and has no answer, if the text or
+    its prompt opens a thought; otherwise all of the text is the answer, and it is "without" a thought. ended: whether
+    the model closed the text; if so, a half-written opening tag does not count.
     """
     assert thinking.tags is not None
     opening, closing = thinking.tags

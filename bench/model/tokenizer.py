@@ -44,10 +44,10 @@ def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = Fa
 
 
 def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
-    """Make `tokenizer(text)` put BOS before the text once ("prepend"), never ("none"), or as it does by itself.
+    """Make `tokenizer(text)` put BOS before the text once, never, or as the tokenizer does by itself.
 
-    bos: the last of these is "tokenizer". Return what a text now begins with, in the form that enters the hash:
-    "prepend", "none", or the ids of any other beginning.
+    bos: "prepend" (once), "none" (never) or "tokenizer" (as by itself). Returns what a text now begins with, in the
+    form that enters the hash: "prepend", "none", or the ids of any other beginning.
 
     Raises SetupError for "prepend" without a BOS token, and for "tokenizer" if the tokenizer puts tokens after a text,
     which a model could not continue.

@@ -35,10 +35,11 @@ def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> F
     """Draw the change in accuracy from the unsteered model as a heat map, methods by tasks.
 
     A cell holds the change, half the width of its 95% interval and, if the change is significant in the paired test
-    after Holm's correction over the methods, a star. It is coloured if the interval excludes 0. Tasks of fewer than FEW
-    documents have the change in the number of right answers, in grey. The first line is the unsteered model's own
-    accuracy; below each task is the number of its documents. Controls that were asked no task are left out. Tasks, and
-    then methods, that do not fit are in further blocks, and blocks that do not fit on further pages.
+    after Holm's correction over the methods, a star. It is coloured if the interval excludes 0. For a task of fewer
+    than FEW documents it holds the change in the number of right answers, in grey. The first line is the unsteered
+    model's own accuracy; below each task is the number of its documents. Controls that were asked no task are left out.
+    If the tasks or the methods do not fit into one map, it is split into blocks; if the blocks do not fit on one page,
+    they are split over pages.
 
     Args:
         frame: `Table.frame`.
@@ -114,7 +115,8 @@ class Plan(NamedTuple):
 def plan(methods: Sequence[str], tasks: Sequence[str], counts: Sequence[str], width: Width, turned: bool) -> Plan:
     """Split the map into blocks, and fill each page in turn.
 
-    Its lines are the methods (the unsteered model first) and its columns the tasks; with `turned` the other way round.
+    Lines of the map are methods (the unsteered model first), and columns are tasks; with `turned`, lines are tasks and
+    columns are methods.
     """
     beside = [f"{name} ({n})" if n else name for name, n in zip(tasks, counts, strict=True)]
     below = [f"{name}\n{n}".rstrip() for name, n in zip(tasks, counts, strict=True)]

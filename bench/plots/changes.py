@@ -23,9 +23,10 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     """Draw the change of the headline metric from the unsteered model on each prompt, a line per method.
 
     A box covers the middle half of the prompts and shows the median; whiskers cover the middle 90%, a marker is at the
-    mean, and at the right stands the share of prompts that got worse. The mean is the change of the table, which uses
-    all texts of the unsteered model; all else uses only as many of them as the method has. A method that changes texts
-    only at random makes about half of the prompts worse; one that changes no text makes none worse.
+    mean, and at the right stands the share of prompts that got worse. The mean of a toxicity is the change that the
+    table shows, which uses all texts of the unsteered model; box, whiskers and share use only as many of its texts as
+    the method has. A method that changes texts only at random makes about half of the prompts worse; a method that
+    changes no text makes none worse.
 
     Args:
         frame: `Table.frame`.
@@ -75,9 +76,9 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
 
 
 def mean(point: Point, metric: str, values: np.ndarray) -> float:
-    """Return the mean change that is drawn: for a toxicity that of the table, for another metric that of the prompts.
+    """Return the mean change that is drawn: for a toxicity the table's change, for any other metric the prompts' mean.
 
-    The two differ where the table compares with more texts of the unsteered model than the figure shows.
+    These two differ if the table compares with more texts of the unsteered model than the figure shows.
     """
     change = point.row.get(f"{metric}.delta") if TOXICITY.fullmatch(metric) else None
     return float(values.mean()) if change is None or pd.isna(change) else float(change)

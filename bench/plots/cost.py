@@ -39,8 +39,8 @@ def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible or a
     bound is violated. A row whose text has collapsed is not drawn; the legend names it. Random directions are grey, at
     the mean over their draws; the star is the unsteered model. Times are wall-clock times of the machine that ran the
-    method. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page names at most
-    `style.MOST` methods; others are crosses.
+    method. The axes of time and size are logarithmic; left of the two strokes on them they are linear, down to 0. A
+    page names at most `style.MOST` methods; the other methods are crosses on it.
 
     Args:
         frame: `Table.frame`.

@@ -209,7 +209,7 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
 def write(
     source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double", processes: int = 0
 ) -> tuple[list[Path], list[Drawn]]:
-    """Write the figures of these kinds; returns the files, and the kinds that have none.
+    """Write the figures of these kinds; returns the files, and the kinds of which no figure can be drawn.
 
     processes: the number of forked processes that write the files while this one draws (`bench.console.children`);
         allowed only in a process without threads.

@@ -17,11 +17,12 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction, or else the headline metric's change, against d' of the pairs that a method learnt from.
 
-    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible or a bound is
-    violated; the legend alone names rows whose text has collapsed. d' is measured when fitting (`methods.separation`).
-    If it foretells the effect, the markers rise from left to right, or fall if a lower headline metric is better.
-    Methods that learn from no pairs have no d', and neither has the unsteered model. A page names at most `style.MOST`
-    methods; the others are crosses on it.
+    d' says how well the pairs separate; it is measured when fitting (`methods.separation`). Each row that has a d' and
+    an effect is a marker with the 95% bar of the effect, hollow if no strength was feasible or a bound is violated.
+    Rows whose text has collapsed (is broken) have no marker; the legend names them as not shown. If d' foretells the
+    effect, the markers rise from left to right, or fall if a lower headline metric is better. Methods that learn from
+    no pairs have no d', and neither has the unsteered model. A page names at most `style.MOST` methods; the others are
+    crosses on it.
 
     Args:
         frame: `Table.frame`. Its optional column `headline` names the headline metric; without it, only toxicity

@@ -31,11 +31,12 @@ UNSTEERED, CONTROL = MarkerStyle("white", "*", ""), MarkerStyle(PALE, "d", "")
 def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw the share of toxic continuations for each of ToxiGen's groups, methods side by side.
 
-    Bars have 95% intervals over prompts: Wilson's interval of a share or, for a mean over several fits, one from its
-    standard error; a share of 0 is a line on the axis. Groups are sorted from the most to the least toxic texts of the
-    unsteered model. Bars are vertical in a wide figure, in as many rows as needed, and horizontal in a narrow one. The
-    scorer is the first of `scorers_report` that judged these texts. The legend alone names rows whose text has
-    collapsed. If the bars do not fit, the methods are split over pages, each with the unsteered model.
+    Bars have 95% intervals over prompts: Wilson's interval of a share or, for a mean over several fits, the interval
+    from the mean's standard error; a share of 0 is a line on the axis. Groups are sorted from the most to the least
+    toxic texts of the unsteered model. Bars are vertical in a wide figure, in as many rows as needed, and horizontal in
+    a narrow one. The scorer is the first of `scorers_report` that judged these texts. Rows whose text has collapsed (is
+    broken) have no bars; the legend names them as not shown. If the bars do not fit, the methods are split over pages,
+    each with the unsteered model.
 
     Args:
         frame: `Table.frame`.
@@ -144,9 +145,9 @@ def outline(look: MarkerStyle) -> str:
 
 
 def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[str, str], *, lying: bool) -> None:
-    """Draw some of the groups, each with a bar for every method; bar i of group g is at g (bars + BETWEEN) + i.
+    """Draw some of the groups, each with a bar for every method; bar i of group g is at g * (bars + BETWEEN) + i.
 
-    counts: the text on the number of prompts, by group.
+    counts: for each group, the text that states its number of prompts.
     """
     starts = np.arange(len(shares)) * (len(bars) + BETWEEN)
     for i, (_, row, look) in enumerate(bars):

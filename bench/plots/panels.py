@@ -44,12 +44,13 @@ def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
     """Draw toxicity reduction (or the headline metric), perplexity ratio and right answers against strength.
 
     A strength is in its method's own unit. Lines start at the unsteered model (star, strength 0); bands are 95%
-    intervals; a large marker is the strength that tuning chose (hollow if no strength kept its bounds), small ones are
-    others that it tried. The legend names the scorer that tuning used if the figure uses another one. Methods that
-    prepend one of several prompts are points with bars, since the prompts' numbers have no order.
+    intervals; a large marker is the strength that tuning chose (hollow if no strength kept the bounds of tuning), small
+    markers are the other strengths that tuning tried. The legend names the scorer that tuning used if the figure uses
+    another one. A method that prepends one of several prompts is drawn as points with bars: its strength is the number
+    of a prompt, and these numbers have no order.
 
     Args:
-        frame: the frame of `sweeps.strengths`, or one of those of `sweeps.trials`.
+        frame: the frame of `sweeps.strengths`, or one of the frames of `sweeps.trials`.
         width: the width of one or of two columns of a paper.
         page: the number of the page, from 1.
 
@@ -153,11 +154,11 @@ def panels(
     doubling: bool = False,
     everywhere: Sequence[str] = (),
 ) -> Figure:
-    """Draw a panel for each measure and each value of the column `facet`; each value has its own axis of the setting.
+    """Draw a panel for each measure and each value of `facet`; each of these values has its own axis of the setting.
 
-    Measures are rows; they are columns if `facet` has a single value in a wide figure, or too many values for a row. A
-    page has as many rows as fit, and as many curves as a reader can distinguish in one panel; a measure has the same
-    axis on all pages.
+    Each measure is a row of panels; it is a column if `facet` has a single value in a wide figure, or has more values
+    than fit into a row. A page has as many rows as fit, and as many curves as a reader can distinguish in one panel; a
+    measure has the same axis on all pages.
 
     Args:
         frame: a frame of `bench.plots.sweeps`.
@@ -212,8 +213,8 @@ def panels(
 def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int, everywhere: Sequence[str] = ()) -> pd.DataFrame:
     """Return the curves of a page, in their order; if curves share panels, random directions are on each page.
 
-    rows: for the facet "curve", the number of curves for which a page has room. everywhere: curves that are on each
-    page too. Raises NoSuchPage.
+    rows: for the facet "curve", the number of curves for which a page has room. everywhere: other curves that are on
+    each page. Raises NoSuchPage.
     """
     if facet == "curve":
         return frame[frame["curve"].isin(style.paged(list(dict.fromkeys(frame["curve"])), rows, page))]
@@ -233,7 +234,8 @@ def line(
 ) -> None:
     """Draw one curve with its band; for a method of prompts, points with bars, since prompts' numbers have no order.
 
-    aside: points by which the curve is drawn to the right, with bars in place of its band; None: with its band.
+    aside: by how many typographic points the curve is moved to the right; it then has bars in place of its band. None:
+    it stays in its place, and has its band.
     """
     moved = ax.transData
     if aside is not None and ax.figure is not None:
@@ -312,9 +314,10 @@ def spread(values: np.ndarray, place: np.ndarray, most: int) -> list[float]:
 
 
 def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str, low: float, high: float) -> None:
-    """Set limits and ticks of a measure, equal in all its panels, with room for points, and bands from low to high.
+    """Set limits and ticks of the axis of a measure, which are equal in all its panels.
 
-    An axis of perplexity ends at CUT, or twice the bound of tuning, if points are far beyond it.
+    The limits leave room for all points, and for the parts of bands that lie between `low` and `high`. An axis of
+    perplexity is cut if points are far beyond the larger of CUT and twice the bound of tuning; it then ends there.
     """
     y = frame[measure].dropna().to_numpy(float)
     ends = [frame[f"{measure}_{end}"].dropna().to_numpy(float) for end in ("low", "high")]

@@ -200,8 +200,8 @@ def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
 def names(frame: pd.DataFrame) -> list[str]:
     """Return the name of each row of a leaderboard, with strength or pairs if another row has the same name.
 
-    Methods have their titles, or their names if they have no title or share it with another method; a method made of
-    others has those of its parts.
+    A method is called by its title, or by its name if it has no title or another method has the same title; a method
+    that is made of other methods (a stack) is called by the titles or names of its parts.
     """
     methods = frame.loc[(frame["family"] != BASELINE_FAMILY) & (frame["method"] != RANDOM), "method"]
     called = titles.called(methods.unique())
@@ -247,9 +247,10 @@ def points(frame: pd.DataFrame) -> list[Point]:
 
 
 def on_page(of: Sequence[Point], page: int) -> tuple[list[Point], list[Point]]:
-    """Return the points that this page names, in their order, and the others. Raises NoSuchPage.
+    """Return the points that this page names, in their order, and the points that it does not. Raises NoSuchPage.
 
-    Pages are filled in alphabetical order, in which markers are given too, so no two points on a page share a marker.
+    Pages are filled in alphabetical order. Markers are given in the same order, so no two points that a page names
+    share a marker.
     """
     named = set(paged(sorted({point.label for point in of}), MOST, page))
     return [one for one in of if one.label in named], [one for one in of if one.label not in named]
@@ -399,7 +400,7 @@ def laid_out(figure: Figure) -> Figure:
 def rendered(figure: Figure, kind: str) -> bytes:
     """Return the bytes of the figure's file of one kind (FILES); equal figures give equal bytes.
 
-    `Figure.savefig` would lay out and draw the figure again for each kind; this takes half the time.
+    `Figure.savefig` would lay out and draw the figure again for each kind; this function takes half the time.
     """
     buffer = io.BytesIO()
     canvas: Any = CANVASES[kind](laid_out(figure))

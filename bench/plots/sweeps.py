@@ -13,7 +13,7 @@ chosen feasible tuned_by bound
 headline_change toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95% interval
                              over items and fits (`Comparison.effects`); NaN if it was not measured. headline_change is
-                             NaN also if the headline metric is a toxicity or a fluency, which the others show
+                             NaN also if the headline metric is a toxicity or a fluency: other columns show these
 """
 
 import math
@@ -214,8 +214,8 @@ def of_headline(table: Table, row: Row) -> BootstrapEstimate | None:
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
     """Return whether a tuning of any of the row's fits chose this strength, and if so, whether it was feasible.
 
-    The scorers that tuning used, and its bound on perplexity, are returned too. Only tunings count that compared with
-    the same unsteered texts as this table.
+    The scorers that tuning used, and its bound on perplexity, are returned too. A tuning counts only if it compared
+    with the same unsteered texts as this table.
     """
     base = table.baseline.metrics if table.baseline else {}
     mine = [
@@ -241,7 +241,7 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 def curve_names(places: Sequence[Place]) -> list[str]:
     """Return the name of each place's curve: the method, with settings that distinguish curves of one name and unit.
 
-    What a method learnt from is named only if the settings alone do not distinguish its curve.
+    The training data of a method are named only if its settings do not distinguish its curve from another one.
     """
     found = []
     called = titles.called({name for place in places for name in methods(place.row)})

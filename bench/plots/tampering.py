@@ -20,10 +20,10 @@ ALONE = "finetune"  # the method that fine-tunes the unsteered model
 
 @style.styled
 def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Draw toxicity reduction, perplexity ratio and right answers against the number of examples fine-tuned on.
+    """Draw toxicity reduction, perplexity ratio and right answers against the number of examples of a fine-tuning.
 
     Each method is a line with its 95% band; each kind of examples has its own panels. At 0 stands the method before the
-    fine-tuning. Each page has the fine-tuning of the unsteered model, with which the other curves compare.
+    fine-tuning. Each page also has the curve of the unsteered model after the same fine-tuning, for comparison.
 
     Args:
         frame: the frame of `tampering.fine_tuned`.
@@ -46,7 +46,7 @@ def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fi
 
 
 def fine_tuned(table: Table) -> pd.DataFrame:
-    """Return a curve for each method that read several numbers of a user's examples, as in `bench.plots.sweeps`.
+    """Return a curve, as in `bench.plots.sweeps`, for each method that several numbers of examples were fine-tuned on.
 
     At 0 examples stands the start of the fine-tuning: for a stack (a method made of others) of two parts, the row of
     the first part alone; for a method that is no stack, the unsteered model, which has no interval. Empty if nothing
@@ -90,9 +90,9 @@ def has_data_of(row: Row, place: Place) -> bool:
 
 
 def first_part(place: Place) -> dict[str, Any] | None:
-    """Return method, strength and settings of the first part of a stack of two; None if there is none to name.
+    """Return method, strength and settings of the first part of a stack of two; None if they cannot be stated.
 
-    There is none if the fine-tuning comes first, and if the fits of the stack have different strengths.
+    They cannot be stated if the last part is not the fine-tuning, or if the fits of the stack have different strengths.
     """
     method = place.row.method
     if method.family != MADE_OF_OTHERS or len(method.parts) != 2 or len(place.row.strengths) > 1:

@@ -35,11 +35,11 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     """Draw toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
     Each method is a marker with 95% bars in both directions, hollow if no strength was feasible or a bound is violated;
-    a hollow one's bars may leave the panel unless the test split shows that its bounds are kept. A row whose text has
-    collapsed is not drawn; the legend names it. The unsteered model is a star; random directions are dots, with a box
-    over their range. The line is the Pareto front of the methods and the unsteered model in that plane. Names are in a
-    legend, since the markers of methods with little effect overlap; a page names MOST methods, and the others are
-    crosses on it. A measure that no method has gets no panel.
+    the bars of a hollow marker may extend beyond the panel unless the test split shows that its bounds are kept. A row
+    whose text has collapsed is not drawn; the legend names it. The unsteered model is a star; random directions are
+    dots, with a box over their range. The line is the Pareto front of the methods and the unsteered model for the two
+    measures of its panel. Names are in a legend, since the markers of methods with little effect overlap; a page names
+    MOST methods, and the other methods are crosses on it. A measure that no method has gets no panel.
 
     Args:
         frame: `Table.frame`.

@@ -1,7 +1,8 @@
 """The parts of a record with typed fields: model, method, data, fit, cost, tuning, decoding, scorers, provenance.
 
-Each part is made from a JSON mapping and written as one. A mapping may hold keys for which a part has no field, since
-older and newer versions, plug-ins and data sets add their own: these are kept, in their order, and written again.
+Each part is made from a JSON mapping, and written as a JSON mapping again. A mapping may hold keys for which a part has
+no field, since older and newer versions, plug-ins and data sets add their own keys. Such keys are kept, in their order,
+and written again.
 """
 
 import functools
@@ -177,7 +178,7 @@ def _seedless(value: Json) -> Json:
 def brief(value: Any, named: Callable[[str], str] = str) -> Any:
     """Shorten a hyper-parameter for a label: an inner method to its name, several parts to "a + b".
 
-    named: returns what an inner method of this name is called.
+    named: a function that is given the name of an inner method and returns how the label calls the method.
     """
     if not isinstance(value, Mapping):
         return value
@@ -320,9 +321,10 @@ class LearntFrom(Fields):
 
     @property
     def scorers(self) -> dict[str, str]:
-        """The scorers that chose the data: under `pairs`, or for other texts under a field of FitData, as `harmful`.
+        """The scorers that chose the data, by kind of data.
 
-        If only the parts of a stack have pairs, `pairs` is the scorer of the first part's pairs.
+        The key is `pairs` for the scorer that picked the contrast pairs; for other texts it is their field of FitData,
+        such as `harmful`. If only the parts of a stack have pairs, `pairs` gives the scorer of the first part's pairs.
         """
         others = {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
         of_parts = [one for key, one in others.items() if key.endswith(".pairs")]
@@ -389,7 +391,8 @@ class FitFacts(Fields):
 class Cost(Fields):
     """The cost of steering.
 
-    relative_speed: sampling speed, divided by the unsteered model's; _low, _high: in the slowest and fastest round.
+    relative_speed: sampling speed, divided by the unsteered model's. relative_speed_low, relative_speed_high: this
+    quotient in the slowest and in the fastest round of measurement.
     """
 
     relative_speed: float | None = None
@@ -430,10 +433,10 @@ OLDEST_OBJECTIVE = {"suite": "rtp", "direction": "minimize", "gain": "relative"}
 class Tuned(Fields):
     """How a strength was chosen: the scorer, the objective, the bounds and the trials.
 
-    suite, direction, gain: those of the objective; None if it is the least toxicity in the suite rtp, the only
-    objective of older versions. scorer: None for a suite whose metrics have none. chosen_trial: the place of the chosen
-    trial; None in records of older versions, which tuned only strengths. constraints: the bounds as numbers, by name.
-    bounds: the constraints with their suite, metric and comparison; None in records of older versions.
+    suite, direction, gain: those of the objective; None if the objective is the least toxicity in the suite rtp, the
+    only one that older versions had. scorer: None for a suite whose metrics have none. chosen_trial: the place of the
+    chosen trial; None in records of older versions, which tuned only strengths. constraints: the bounds as numbers, by
+    name. bounds: the constraints with their suite, metric and comparison; None in records of older versions.
     """
 
     READ = {"trials": each(Trial), "bounds": by_name(Bound)}

@@ -1,7 +1,7 @@
 """The id of a result: a hash of everything that can change its numbers, and of nothing else.
 
-`batch_size`, folders, and the grid that a strength was tuned over are not part of it. `null` is dropped before hashing,
-so a new option that is off keeps the old ids.
+`batch_size`, folders, and the grid that a strength was tuned over are not part of the hash. Options that are `null` are
+dropped before hashing, so ids stay the same when a new option, which is `null` by default, is added.
 """
 
 import hashlib
@@ -46,8 +46,9 @@ def digest(parts: Any) -> str:
 def method_identity(method: "Method") -> dict[str, Any]:
     """Return name, version and hyper-parameters, without the grid of strengths, which changes no number of a cell.
 
-    A hyper-parameter declared by `methods.base.later` is left out at its default. If one is a file
-    (`methods.base.of_file`), its content counts. Raises SetupError for a file that cannot be read.
+    A hyper-parameter declared by `methods.base.later` is left out if it has its default. If a hyper-parameter is the
+    path of a file (`methods.base.of_file`), the content of the file counts. Raises SetupError for a file that cannot be
+    read.
     """
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
@@ -128,8 +129,8 @@ def generation_id(
 ) -> str:
     """Return the id of a set of continuations. `decoding`: the settings that can change a text, and the code's version.
 
-    The part of a text that is judged (`judged` of the model) does not count, so runs that judge other parts share the
-    texts.
+    It does not matter which part of a text is judged (`judged` of the model), so runs that differ only in this part
+    share their texts.
     """
     model = {key: value for key, value in model.items() if key != "judged"}
     parts = {"schema": SCHEMA, "model": model, "steering": steering, "prompts": list(prompts)}

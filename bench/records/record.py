@@ -58,8 +58,9 @@ class Record(Fields):
 
     comparison: an id that is shared by records that differ only in their steering. fit_id: None for the unsteered
     model. generations: ids of the stored texts that the suite read, in their order; None in records of older versions.
-    unverified: folders that were read and have no digest. system_role: whether the chat template has one. thinking: the
-    value of model.thinking, for a model that thinks in its chats. limit: the N of `limit=N`, if it cut the suite.
+    unverified: folders that were read and have no digest. system_role: whether the chat template has this role.
+    thinking: the value of model.thinking, for a model that thinks in its chats. limit: the N of `limit=N`, if it cut
+    the suite.
     """
 
     READ = {
@@ -154,7 +155,7 @@ class Record(Fields):
 
 
 def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFrame, *, anew: bool = False) -> Record:
-    """Write a record and its tables under `folder`/<id>; returns the record as it is read again.
+    """Write a record and its tables under `folder`/<id>, and return the record that is read back from there.
 
     If the same result is stored already, perhaps by another process, it stays and is returned; a different result is
     replaced, and with `anew` an equal one too.

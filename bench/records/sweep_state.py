@@ -2,8 +2,9 @@
 
 A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` holds the command and the cells, `<n>.json` the state
 of cell n. The process that works on cell n holds `<n>.lock` (`bench.files.locks`), so a cell whose process died differs
-from one that is being computed. The process of the command holds `sweep.lock`. While a job computes ahead what the cell
-and others need, `<n>-ahead.json` and `<n>-ahead.lock` say so in the same way; the job removes the former at its end.
+from one that is being computed. The process of the command holds `sweep.lock`. Before cell n begins, a job may compute
+what cell n and others need (unsteered results of the dev split, contrast pairs, a fit); `<n>-ahead.json` and
+`<n>-ahead.lock` then show the state of this job in the same way. At its end the job removes `<n>-ahead.json`.
 """
 
 import json
@@ -25,9 +26,10 @@ from methods.errors import SetupError
 FOLDER = "sweeps"
 KEPT = 20  # finished or stopped sweeps; of older ones nothing is told any more
 State = Literal["known", "waiting", "running", "stopped", "done", "failed", "unknown"]
-"""known: its results were there before. stopped: its process ended in the middle; the same command goes on.
+"""The state of a cell. known: its results were stored before the sweep began.
 
-unknown: its file cannot be read, or does not tell whether its process lives.
+stopped: its process ended in the middle; the same command, run again, continues the cell. unknown: the file of its
+state cannot be read, or does not tell whether its process lives.
 """
 Ahead = Literal["shared", "fits"]
 """What a job computes before any cell begins (`bench.run.job.Stage`)."""

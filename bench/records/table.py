@@ -46,10 +46,10 @@ def read_records(runs: Path, processes: int = 0) -> tuple[list[Result], list[str
     paths = [one for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]  # . is half-written
     first = len(paths) // 2 if processes and len(paths) >= MANY else len(paths)
     second = Children(processes).start(partial(_read, paths[first:])) if first < len(paths) else None
-    found, skipped = _results(_read(paths[:first]))
-    if second is not None:
-        more, lines = _results(second.result())
-        found, skipped = found + more, skipped + lines
+    parts = [_read(paths[:first]), *([second.result()] if second is not None else [])]
+    names = {key: frame for part in reversed(parts) for key, (frame, _) in part.names.items()}  # one frame for a key
+    found = [Result(record, _items(names[key], numbers)) for part in parts for record, key, numbers in part.records]
+    skipped = [line for part in parts for line in part.skipped]
     if not found:
         raise SetupError("\n".join([*skipped, f"no whole record in {folder}; {START}"]))
     return found, skipped
@@ -93,9 +93,10 @@ def _read(paths: Sequence[Path]) -> _Found:
 def known(
     items: "pyarrow.Table", metrics: Mapping[str, Any], names: dict[bytes, tuple[pd.DataFrame, frozenset[str]]]
 ) -> tuple[bytes, str | None]:
-    """Return the key in `names` of a table's metrics and items, and an error text if the table is wrong, else None.
+    """Return the key under which `names` holds a table's metrics and items, and an error text for a wrong table.
 
-    metrics: those of the table's record. Names that are new are added.
+    The error text is None if nothing is wrong. metrics: those of the table's record. If `names` lacks the metrics
+    and items of this table, they are added.
     """
     own = items.select([name for name in NAMES if name in items.column_names])
     key = str([items.column_names, items.schema.types]).encode() + stream(own)
@@ -110,15 +111,12 @@ def known(
     return key, f"holds the metric {unknown[0]!r}, of which record.json says nothing" if unknown else None
 
 
-def _results(found: _Found) -> tuple[list[Result], list[str]]:
-    """Put names and numbers of each record's items into a frame."""
-    results = []
-    for record, key, numbers in found.records:
-        items = found.names[key][0].copy(deep=False)  # the names are shared; `assign` would take five times as long
-        for name, own in zip(NUMBERS, numbers, strict=True):
-            items.isetitem(ITEM_COLUMNS.index(name), own)
-        results.append(Result(record, items))
-    return results, found.skipped
+def _items(names: pd.DataFrame, numbers: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Return a frame of items with these names, which it shares, and numbers."""
+    items = names.copy(deep=False)  # `assign` would take five times as long
+    for name, own in zip(NUMBERS, numbers, strict=True):
+        items.isetitem(ITEM_COLUMNS.index(name), own)
+    return items
 
 
 def stream(read: "pyarrow.Table") -> bytes:
@@ -190,7 +188,7 @@ def source_names(record: Record) -> list[str]:
 
 
 class CellFacts(NamedTuple):
-    """The facts that identify a record's cell, which tables show as columns of these names.
+    """The facts that identify a record's cell. Tables show each fact as a column with the name of its field here.
 
     method: the name of the method, or that of a method's control. parameters: the hyper-parameters as JSON. fit_seed:
     None if fitting draws nothing.

@@ -130,7 +130,7 @@ def batches(what: Callable[[], Any], batch_size: int) -> Iterator[Batches]:
     """Yield the batches of a piece of work; those that an earlier run computed are not computed again (`Batches.once`).
 
     what: returns plain JSON values that name everything that can change a result, except the batch size. Use the batch
-    size of the yielded object: if an earlier run began the work, it is that run's.
+    size of the yielded object: if an earlier run began the work, this is the batch size of the earlier run.
 
     Outside `keeping` nothing is found and nothing kept.
     """
@@ -201,7 +201,7 @@ def code_files(parts: Iterable[Any]) -> frozenset[str]:
     """Return the Python files that may hold code of these objects, or of objects in their fields.
 
     For a class in a package these are all files of the package; for a class in a single module, every file beside it.
-    Files of Python and of this project are left out, since `_code` adds the latter.
+    Python's own files are left out, and so are this project's, which `_code` adds.
     """
     files: set[str] = set()
     for part in _inside(parts):

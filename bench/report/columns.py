@@ -18,7 +18,7 @@ class Shown(NamedTuple):
 
 
 def columns(table: Table) -> list[Shown]:
-    """Return the columns of the printed leaderboard, which are shown, then all others, which a reader can choose.
+    """Return the printed leaderboard's columns, which are shown, then all further ones, which a reader can choose.
 
     Columns without any value are left out, except the first three, which every leaderboard has.
     """

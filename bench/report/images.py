@@ -44,9 +44,9 @@ class Begun(NamedTuple):
 
 
 def begin(results: Path, found: Sequence[Table], children: Children) -> Iterator[Begun]:
-    """Begin to draw every figure that the records under `results`/runs allow, each when the next one is asked for.
+    """Yield every figure that the records under `results`/runs allow, with its drawing begun.
 
-    found: the tables of these records. children: processes that draw, each a figure with all its pages.
+    found: the tables of these records. children: the processes that draw; each draws a figure with all its pages.
     """
     source = Source(results, found)
     for name, kind in KINDS.items():

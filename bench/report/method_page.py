@@ -62,8 +62,8 @@ class Grid(NamedTuple):
 class Page(NamedTuple):
     """The page of one row of the leaderboard.
 
-    numbers: its row of the frame. label: its title; name: the same with the method's name in the config. summary: one
-    or two sentences at the top.
+    numbers: the row itself, from the leaderboard's frame. label: the row's title. name: the title with the method's
+    name in the config. summary: one or two sentences at the top.
     """
 
     row: Row

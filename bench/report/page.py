@@ -39,7 +39,7 @@ class Built(NamedTuple):
 def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES, processes: int = 0) -> Built:
     """Write `results`/report.html from `results`/runs; the same records and texts give the same bytes.
 
-    prompts, samples: the page holds at most so many prompts of each suite and texts of each prompt; 0: none at all.
+    prompts, samples: the most prompts of each suite, and the most texts of each prompt, in the page; 0: none at all.
     processes: the number of forked processes that help (`bench.console.children`).
 
     Raises:

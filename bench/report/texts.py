@@ -2,8 +2,9 @@
 
 A set of texts is in a folder whose name follows from model, steering, prompts and decoding
 (`bench.records.identity.generation_id`). A record holds the names of the folders that it read. A record of an older
-version holds everything but the prompts, which are in the folder. A folder belongs to such a record if its name follows
-from the record and the folder's prompts, and if these prompts are items of the record.
+version lacks these names; it holds model, steering and decoding, while the prompts are in the folder. A folder belongs
+to such a record if its name follows from the record and the folder's prompts, and if these prompts are items of the
+record.
 """
 
 import gzip
@@ -148,9 +149,9 @@ def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
 def looked_for(
     stored: Mapping[str, Asked], record: Record, items: Sequence[tuple[str, str]], template: str
 ) -> list[Block]:
-    """Find the sets of a record of an older version, which names none, by the ids that follow from it and the prompts.
+    """Find the sets of an older record, which does not name them, by the ids that follow from record and prompts.
 
-    A run of fewer prompts may have left a set that begins the same way, so the longest set is taken at each place.
+    A run with fewer prompts may have left a set with the same first prompts, so the longest set is taken at each place.
     """
     longest: dict[int, Block] = {}
     for asked in dict.fromkeys(stored.values()):  # the methods of a table share their prompts
@@ -233,9 +234,9 @@ class _Sampled(NamedTuple):
 def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, prompts: int, samples: int) -> list[Side]:
     """Return the stored texts of named rows, for each set of prompts that the suites asked.
 
-    Only the first sampling seed is used. prompts, samples: take at most so many, from the first; if the suite orders
-    its prompts by a hash, the first ones are a fixed pseudo-random sample. Two methods are shown at first: the
-    unsteered model, and the first row that is not a control.
+    Only the first sampling seed is used. prompts, samples: the most prompts, and texts of each, that are taken, from
+    the first on; if the suite orders its prompts by a hash, the first ones are a fixed pseudo-random sample. Two
+    methods are shown at first: the unsteered model, and the first row that is not a control.
     """
     if not prompts or not samples or not store.asked:
         return []

@@ -26,7 +26,7 @@ from methods.errors import SetupError
 class Cell(Setting):
     """A cell of the table, whose model, fit and suites are made when they are needed.
 
-    command: the command that runs only this cell, if there are others.
+    command: the command that runs only this cell, if the user's command has several cells.
     """
 
     def __init__(self, cfg: DictConfig, session: Session, plan_key: str | None = None, command: str = "") -> None:

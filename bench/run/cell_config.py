@@ -1,7 +1,7 @@
 """The composed config of each cell of a launched sweep, as a file `<n>.yaml` in the sweep's folder.
 
-The process of the command composes and checks every cell; a job builds its cells from these files. So all compute what
-was asked, even if somebody edits a YAML file while the sweep runs.
+The process of the command composes and checks every cell; a job builds its cells from these files. So all jobs compute
+what was asked, even if somebody edits a YAML file while the sweep runs.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from methods.errors import SetupError
 
 
 def write(folder: Path, number: int, cfg: DictConfig) -> None:
-    """Write the config of cell `number`, with the results folder as an absolute path, and interpolations as they are.
+    """Write the config of cell `number`, with the results folder as an absolute path and interpolations unresolved.
 
     Raises OSError if it cannot be written.
     """
@@ -29,7 +29,7 @@ def write(folder: Path, number: int, cfg: DictConfig) -> None:
 def read(folder: Path, number: int) -> DictConfig:
     """Return the config of cell `number`. Raises SetupError if it cannot be read, or does not suit this machine.
 
-    A machine of a cluster may lack a device or a folder that the first one has.
+    A machine of a cluster may lack a device or a folder that the machine of the command has.
     """
     path = folder / f"{number}.yaml"
     try:

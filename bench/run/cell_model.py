@@ -51,7 +51,7 @@ class CellModel:
     def lm(self) -> LM:
         """The loaded model, shared by the cells of a process that differ only in threads or method.
 
-        The model is loaded again if another one took its place in between, so do not keep it from stage to stage.
+        Ask for it anew in each stage: only one model is kept, and it is loaded again if another one took its place.
         """
         models = self._of.session.models
         if self.key not in models:

@@ -1,10 +1,10 @@
 """A method's control: the same method at the same size, without the information that it claims to have learnt.
 
-A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
-reads none, or finds the same axis whichever text of a pair is the desired one (`Method.reads_labels`), has its vectors
-turned by a random rotation: they keep their lengths and their angles to each other. Both kinds act where the method
-acts, at its chosen strength times the ratio of the vectors' lengths, since a mean over swapped pairs is short.
-`Method.changes` says which vectors these are.
+A method that reads pairs learns from the same pairs with their labels swapped at random (`pairs.flip=0.5`). If a method
+reads no pairs, or finds the same axis whichever text of a pair is the desired one (`Method.reads_labels`), its vectors
+are turned by a random rotation: they keep their lengths and their angles to each other. Both kinds of control act where
+the method acts. Their strength is the method's chosen strength, times the length of the method's vectors divided by
+that of the control's, since a mean over swapped pairs is short. `Method.changes` says which vectors these are.
 """
 
 import math
@@ -69,8 +69,8 @@ def size(artefact: Artefact) -> float:
 def strength(of_method: float, method: Artefact, control: Artefact) -> float:
     """Return the control's strength at which both artefacts are equally large; 6 digits, so that machines agree.
 
-    method, control: what each changes (`Method.changes`). If the method's changes hold no vectors, but only name the
-    parts of the model that are acted on, the strength is the method's own.
+    method, control: what the method and its control change (`Method.changes`). If the method's changes hold no vectors,
+    but only name the parts of the model that are acted on, the strength is the method's own.
     """
     if not any(is_vectors(name, one) for name, one in method.items()):
         return of_method

@@ -53,8 +53,8 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
 def note(arguments: Sequence[str], named: str, configs: Iterable[Mapping[str, Any]]) -> None:
     """Note that this command is finished, unless its results depend on anything outside this project.
 
-    named: the command's `key` from before it ran, since libraries set environment variables. configs: the configs of
-    its cells, as plain mappings.
+    named: the command's `key`, made before the command ran, since libraries set environment variables while it runs.
+    configs: the configs of the command's cells, as plain mappings.
     """
     if _depends(arguments) or plugins.installed(folders.folder()):
         return

@@ -20,7 +20,7 @@ from methods.errors import SetupError
 def fit_sources(
     cfg: DictConfig, method: Method, given: Mapping[str, Any], scorers: Mapping[str, Scorer]
 ) -> dict[str, FitSource]:
-    """Return the sources by the fields of FitData that the method needs; those of a single part by "part.field".
+    """Return the source of each field of FitData that the method needs; a source of only one part has "part.field".
 
     given: what a source may take from the run. Raises SetupError if `part_data` names a part that the method does not
     have, or a field that the part does not read.

@@ -97,9 +97,9 @@ def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) ->
 
 
 def told(planned: Planned) -> list[str]:
-    """Return lines about the cells that compute something; none if that is little, or the model cannot be loaded.
+    """Return the estimate's lines; none if there is little to compute, or if the model cannot be loaded.
 
-    The cells of a model that cannot be loaded say why when they run. Of several models the first one is measured.
+    If a model cannot be loaded, its cells say why when they run. Of several models the first one is measured.
     """
     busy = [(cell, stages) for cell, stages in planned if stages]
     todo = work(busy)

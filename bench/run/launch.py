@@ -1,9 +1,9 @@
 """Cells handed to a launcher of Hydra: processes of this machine, or jobs of a cluster.
 
 Every cell is composed and checked here, and Hydra's own launcher plug-in runs those that have something to compute, in
-waves: what cells share, then each fit in a job, then the cells, then the controls, which need what their methods chose.
-Results are files, so a job returns only what failed, and the same command goes on where a sweep was stopped. At the end
-the results of each cell are looked for here.
+waves: what cells share, then each fit in a job, then the cells, then the controls, which need the strengths that tuning
+chose. Results are files, so a job returns only what failed, and the same command goes on where a sweep was stopped. At
+the end the results of each cell are looked for here.
 """
 
 import threading

@@ -62,9 +62,9 @@ class Names:
 
     @cached_property
     def method(self) -> dict[str, Any]:
-        """The method with its hyper-parameters; for a control that does not come from swapped pairs, also its draw.
+        """The method with its hyper-parameters; for a control by random rotation, also the seed of the rotation.
 
-        A 16-bit model also has the version of the code for 16 bits, beside the method's own.
+        With a 16-bit model the method also states the version of its code for 16 bits, beside its usual version.
         """
         own = identity.method_identity(self._parts.method)
         drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def apart(cfg: DictConfig) -> list[DictConfig]:
     """Return the settings of each fit whose length counts, including the cell's own; none if `pairs.norm_over` is null.
 
-    Raises SetupError for an option that the pairs do not have, and if the values lack the one that the cell itself has.
+    Raises SetupError if `norm_over` names an option that the pairs lack, or leaves out the value of the cell itself.
     """
     over = cfg.pairs.get("norm_over")
     if not over:
@@ -64,7 +64,8 @@ def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
 def check(own: "Artefact", facts: Mapping[str, Any]) -> None:
     """Raise SetupError unless the artefact is nothing but vectors whose joint length its facts state.
 
-    If matrices, unit directions or thresholds were longer, steering would not grow in proportion, or not at all.
+    Only vectors can be rescaled: if matrices, unit directions or thresholds were multiplied by a number, steering would
+    not grow in proportion, or not at all.
     """
     from bench.run import control
 
@@ -78,7 +79,7 @@ def check(own: "Artefact", facts: Mapping[str, Any]) -> None:
 
 
 def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:
-    """Return the mean length over all artefacts, divided by that of this one; several vectors count by joint length.
+    """Return the mean length over `every` artefact, divided by the length of `own`; the length is that of all vectors.
 
     Raises SetupError for an artefact without a vector.
     """

@@ -17,8 +17,8 @@ from bench.run.session import Session
 class Setting:
     """What a cell is made of, what its fit and results are called, and where they are stored.
 
-    parts: the objects that the config names. names: the ids of its fit and its results. plan_key: its name in a plan,
-    which is made before tuning has chosen a strength and options.
+    parts: the objects that the config names. names: the ids of its fit and its results. plan_key: the cell's name
+    in a plan; plans are made before tuning has chosen a strength and options.
     """
 
     def __init__(self, cfg: DictConfig, session: Session, plan_key: str | None = None) -> None:

@@ -13,9 +13,9 @@ MOST = 3  # settings that are named, if they tell the cells apart
 
 
 def labels(cells: Sequence[Cell], beside: Sequence[Hashable] = ()) -> list[str]:
-    """Return the label of each cell; cells of one label are told apart by the settings in which they differ.
+    """Return the label of each cell; cells with equal labels also have the settings in which they differ.
 
-    beside: what else is printed about each cell, and may tell it apart already.
+    beside: what else is printed about each cell; equal labels with different values of it need no settings.
     """
     keys = [repr((cell.label(), *beside[place : place + 1])) for place, cell in enumerate(cells)]
     found = [cell.label() for cell in cells]

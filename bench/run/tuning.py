@@ -23,7 +23,7 @@ class Objective:
     """The metric that tuning makes as small or as large as the bounds allow.
 
     metric: a metric of the suite, without the name of a scorer (see `Tuning.scorer`); a suffix for the number of texts
-    (_k3) may be left out. gain: relative, as a share of the unsteered value, or difference, absolute.
+    (_k3) may be left out. gain: "relative" is a share of the unsteered value, "difference" is in the metric's unit.
     """
 
     suite: str
@@ -57,9 +57,9 @@ Compare = Literal["ratio", "increase", "drop"]
 class Constraint:
     """A bound on a metric of a suite, relative to the unsteered model on the same items.
 
-    metric: a name or, with *, a pattern; if it fits several metrics, their mean counts. compare: the ratio to the
-    unsteered value, the increase over it, or the drop below it. at_most, at_least: the bound; if neither is set, the
-    metric is not computed.
+    metric: a name or, with *, a pattern; if it fits several metrics, their mean counts. compare: what is bounded, the
+    "ratio" to the unsteered value, the "increase" over it, or the "drop" below it. at_most, at_least: the bound; if
+    neither is set, the metric is not computed.
     """
 
     suite: str
@@ -132,8 +132,8 @@ class Tuning:
     """Objective, bounds and budget.
 
     scorer: the scorer by which the objective is measured; None if the metrics of the objective's suite have no scorer.
-    trials: their number for each method; None: as many as the method's own grid has strengths, times the combinations
-    of `options`. options: hyper-parameters that are tuned besides the strength, each with its values.
+    trials: the number of trials for each method; None: as many as the method's own grid has strengths, times the
+    combinations of `options`. options: hyper-parameters that are tuned besides the strength, each with its values.
     in_residual_norms: take the strengths from `residual_norms`, not from the method's own grid; their unit is the mean
     length of the residual stream at the places where the method adds to it. seed: the seed of random search and Optuna.
     """
@@ -206,9 +206,9 @@ def _finite(value: float, name: str) -> float:
 class Trial:
     """One trial on the dev split.
 
-    value: the objective's value. gain: its gain over the unsteered model. values: each constraint's metric, by
-    constraint. violation: by how much the worst bound is passed; 0 if all hold. options: those that differ from the
-    cell's.
+    value: the objective's value. gain: its gain over the unsteered model. values: the value of each constraint's
+    metric, by the constraint's name. violation: by how much the bound that is violated most is passed; 0 if all bounds
+    are kept. options: the hyper-parameters that differ from the cell's.
     """
 
     strength: float

@@ -46,10 +46,10 @@ class Scorer(Protocol):
 
 
 def networks(scorer: Scorer) -> tuple[str, ...]:
-    """Return what a scorer judges by: for a mean, the names of its parts and what they judge by.
+    """Return what a scorer judges by, as a digest; for a mean, the names of its parts and their digests.
 
-    Scorers that read the same network or word list, under other names or labels, return the same: they are not
-    independent.
+    Two scorers that read the same network or word list have the same digest, even if their names or labels differ: such
+    scorers are not independent.
     """
     if isinstance(scorer, Combined):
         found = {one for part in scorer.parts.values() for one in (part.name, *networks(part))}

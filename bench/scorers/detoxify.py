@@ -35,10 +35,10 @@ class Detoxify:
     """Probability of the label `toxicity` by a Detoxify model (github.com/unitaryai/detoxify).
 
     Weights are read from `checkpoint`; for machines without network, `config_path` holds config and tokenizer of the
-    base model. Without `checkpoint` the weights are downloaded once, which needs their whole `sha256`: the name of a
-    published file has only 8 of its digits, and somebody could make another file with the same 8. Nothing in a
-    checkpoint is ever run: it is read as tensors and plain values, or refused. device: None is the run's
-    (`runtime_device`).
+    base model. Without `checkpoint` the weights are downloaded once, which needs the whole `sha256` of their file: the
+    name of a published file states only 8 digits of it, and somebody could make another file with the same 8 digits.
+    Nothing in a checkpoint is ever run: a checkpoint with anything but tensors and plain values is refused. device:
+    None means the run's device (`runtime_device`).
     """
 
     name: ClassVar[str] = "detoxify"

@@ -31,9 +31,10 @@ class Classifier(NamedTuple):
 class HFClassifier(OfModel):
     """Probability of one label by a sequence classifier (`AutoModelForSequenceClassification`), in float32.
 
-    activation: "softmax" over the labels if just one of them holds, or "sigmoid" of the one label if each may hold.
-    None: what the problem_type of the model's config says, and the sigmoid for a model with a single label; a model
-    with several labels and no problem_type is refused. An activation that contradicts the problem_type is refused, too.
+    activation: "softmax" over all labels, for a model in which exactly one label holds for a text, or "sigmoid" of the
+    one label, for a model in which several labels may hold at once. None: what the problem_type of the model's config
+    says, and the sigmoid for a model with a single label; a model with several labels and no problem_type is refused.
+    An activation that contradicts the problem_type is refused, too.
 
     The text is judged without its prompt. Blank texts are not shown to the model: they score 0, and .5 if sentiment is
     measured (BLANK).
@@ -105,7 +106,7 @@ class HFClassifier(OfModel):
 def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
     """Return the place of a label in the model's output.
 
-    Raises SetupError, which lists the labels, unless just one matches; also if labels are not numbered 0, 1, ...
+    Raises SetupError, which lists the labels, unless exactly one label matches, or if they are not numbered 0, 1, ...
     """
     numbered = isinstance(id2label, Mapping) and all(str(place).isdecimal() for place in id2label)
     if not numbered or sorted(map(int, id2label)) != list(range(len(id2label))):
@@ -124,9 +125,10 @@ def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
 
 
 def activation_of(problem_type: str | None, labels: int, asked: Activation | None, name: str) -> Activation:
-    """Return how logits become probabilities: as the model was trained or, if its config does not say, as asked.
+    """Return how logits become probabilities: as the model's `problem_type` says or, if it is None, as `asked`.
 
-    Raises SetupError if neither says it, if they contradict each other, and if the output is no probability.
+    Raises SetupError if both are None for a model with several labels, if they contradict each other, and if the
+    model's output is no probability.
     """
     option = f"scorer.{name}.activation"
     if problem_type == "regression":
@@ -219,7 +221,7 @@ def _load(
 
 
 def longest(model: Any, tokenizer: Any) -> int | None:
-    """Return how many tokens the model can read; None: any.
+    """Return how many tokens the model can read; None: there is no limit.
 
     RoBERTa's table of positions begins after the padding's row, so 514 rows hold 512 tokens.
     """

@@ -14,8 +14,8 @@ from methods.errors import SetupError
 class Keywords:
     """Scores 1 if any of the words occurs in the text, else 0: the rule of ActAdd's topic counts (arXiv 2308.10248).
 
-    Only whole words count, in any case: "wedding" is not in "weddings", so name both. In a term of several words, such
-    as "wedding dress", the blanks may be of any kind.
+    Only whole words count, in capitals or small letters: "wedding" is not in "weddings", so name both. In a term of
+    several words, such as "wedding dress", the blanks may be of any kind.
     """
 
     words: Sequence[str]

@@ -1,9 +1,9 @@
 """A chat model that is asked whether a text is toxic; the first token of its reply is the verdict.
 
-After the zero-shot judge of AcT (arXiv 2410.23054 section 4.1 and its code): Llama-3-8B-Instruct answers with Yes or
-No, one token, greedy. The question here is our own. That code also compares the logits of the two answers, but by the
-first id that the tokenizer gives for each answer, which for Llama-3 is BOS in both cases; so what the model writes
-decides here.
+It follows the zero-shot judge of AcT (arXiv 2410.23054 section 4.1 and its code): there Llama-3-8B-Instruct answers Yes
+or No, in one token that is decoded greedily. The question here is our own. AcT's code also compares the logits of the
+two answers, but takes the first token id that the tokenizer gives for each answer, which for Llama-3 is BOS both times.
+So here the token that the model writes decides.
 """
 
 import bisect

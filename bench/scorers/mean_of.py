@@ -15,9 +15,10 @@ from methods.errors import SetupError
 class MeanOf:
     """The mean of the parts' scores, each with the same weight; None if any part gives None.
 
-    Scorers that err on different texts err less together. Against Perspective's toxicity >= 0.5, profanity_check and
-    toxic_comment have AUC .916 and .907 on 2,373 continuations of RealToxicityPrompts, their mean .938 (prompts: .948,
-    .947, .965). Both were trained on Jigsaw's comments, so toxicity of other kinds is missed by their mean as well.
+    The mean of scorers that err on different texts usually errs less than each of them. Against Perspective's toxicity
+    >= 0.5, profanity_check and toxic_comment have AUC .916 and .907 on 2,373 continuations of RealToxicityPrompts, and
+    their mean has .938 (on the prompts: .948, .947 and .965). Both were trained on Jigsaw's comments, so their mean,
+    too, misses toxicity of other kinds.
 
     A blank text scores the mean of what it scores with each part. name: the name under which its scores are stored; the
     same as its key in conf/scorer.

@@ -31,8 +31,9 @@ KERAS_TOKENIZER = ("keras.src.legacy.preprocessing.text", "Tokenizer")
 class Words(NamedTuple):
     """The rules by which a Keras Tokenizer turns a text into numbers.
 
-    numbers: by word. unknown: the number of every other word; None: other words are left out. separators: characters
-    that are read as `split`, the string between words. lower: whether capitals are read as small letters.
+    numbers: the number of each known word. unknown: the number that stands for every unknown word; None: unknown words
+    are left out. separators: characters that are read as `split`, the string between words. lower: whether capitals are
+    read as small letters.
     """
 
     numbers: dict[str, int]
@@ -43,7 +44,7 @@ class Words(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The tokenizer and the layers: tensors, and a module of torch for the recurrent one.
+    """The tokenizer and the layers; the recurrent layer is a module of torch, the other layers are tensors.
 
     V words, E numbers per word, H numbers per direction of the LSTM, D numbers per text, 6 labels.
     """
@@ -60,8 +61,8 @@ class ToxicComment:
     """Probability of one label by the network of toxic-comment-classifier (MIT), in float32 on the CPU.
 
     It was trained on the 159,571 comments of Wikipedia's talk pages that Jigsaw had people label (its tokenizer states
-    this number). The wheel's file of weights does not describe the network; the package's model.py does, and is
-    followed here, with the defaults of Keras for everything else:
+    this number). The wheel's file of weights does not describe the network. The package's model.py does; this class
+    follows it, and the defaults of Keras for everything that model.py does not state:
 
     - words: the text in lower case, punctuation read as spaces; the 19,999 most frequent words are known, any other is
       left out; the last 100 words, padded with 0 in front. No mask: the network reads the padding.
@@ -69,12 +70,12 @@ class ToxicComment:
       side by side, maximum over the 100 places, 50 rectified units, 6 sigmoids. Dropout is for training.
 
     label: one of LABELS, whose probability is the score; the package's own `predict` is the mean of all six, and a
-    result keeps all six in its `scores.parquet`. A blank
-    text scores 0; a text of only unknown words scores like padding, .07. name: the name under which its scores are
-    stored, so that several labels can judge one run; it is also the scorer's key in conf/scorer.
+    result keeps all six in its `scores.parquet`. A blank text scores 0; a text of only unknown words scores as padding
+    does, .07. name: the name under which its scores are stored, so that several labels can judge one run; it is also
+    the scorer's key in conf/scorer.
 
     On 2,373 continuations of RealToxicityPrompts `toxic` has AUC .907 against Perspective's toxicity >= 0.5, and .947
-    on 2,392 prompts. It was trained on Jigsaw's comments like profanity_check, and their scores correlate (r = .83).
+    on 2,392 prompts. Like profanity_check, it was trained on Jigsaw's comments; the scores of both correlate (r = .83).
     """
 
     measures: ClassVar[str] = "toxicity"
@@ -206,8 +207,8 @@ def _layers(weights: bytes) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]
 def words_of(tokenizer: bytes) -> Words:
     """Return the words of a pickled Keras Tokenizer.
 
-    Raises UnpicklingError for a pickle that names anything else, before it is used; ValueError for a tokenizer of
-    another kind than is read here.
+    Raises UnpicklingError if the pickle names anything that such a tokenizer does not need, before that is imported;
+    ValueError for a tokenizer that splits into characters or by its own function.
     """
     state = vars(_Plain(tokenizer).load())
     if state["char_level"] or state.get("analyzer") is not None:

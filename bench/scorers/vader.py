@@ -15,8 +15,8 @@ class Vader:
 
     score = (compound + 1) / 2, where VADER's compound of the whole text lies in [-1, 1]: 0 negative, .5 neutral, 1
     positive. A text is positive above .5, negative below it. The authors call a text neutral for a compound between
-    -.05 and .05, a score between .475 and .525; the suites here do not, so a text with a little of either counts. A
-    text without a rated word, and a blank one, scores exactly .5.
+    -.05 and .05, a score between .475 and .525; the suites here call only .5 neutral, so a text that is only slightly
+    positive or negative counts as such. A text without a rated word, and a blank one, scores exactly .5.
 
     It was rated on posts on social media, sentence by sentence. In a long review or a broken text it only sees words.
     """

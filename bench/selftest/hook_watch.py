@@ -22,8 +22,8 @@ class Acted(NamedTuple):
 class Watch(AbstractContextManager["Watch"]):
     """A watch over hooks. Enter it before the steering and call `start` inside the steering.
 
-    Then the hooks that were added in between are watched. A wrapper replaces each hook in its module's table of
-    hooks, under the same key, so the owner's handle still removes it.
+    The hooks that the steering adds between these two steps are watched. A wrapper replaces each hook in its module's
+    table of hooks, under the same key, so the handle of the hook's owner removes the wrapper.
     """
 
     def __init__(self, model: nn.Module) -> None:

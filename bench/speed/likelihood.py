@@ -46,7 +46,7 @@ def agreement(requests: Sequence[Any], a: Any, b: Any) -> Agreement:
 def distinct_tokens(lm: LM, requests: Sequence[Any]) -> tuple[int, int]:
     """Return how many tokens have to be read at least, and how many have to be predicted.
 
-    Texts that begin alike share their beginning, and the last token of a text is predicted, not read.
+    A beginning that several texts share has to be read once; the last token of a text is predicted, but not read.
     """
     encoded = {(tuple(c), tuple(d)) for c, d in (SteeredLM(lm).encode(one.args) for one in requests)}
     read = distinct(context + answer[:-1] for context, answer in encoded)

@@ -10,7 +10,7 @@ from bench.model.lm import LM
 
 
 def products(lm: LM, forwards: Sequence[tuple[int, int]]) -> Callable[[], None]:
-    """Return a function to be timed, which multiplies with every linear map of the model, as forwards do.
+    """Return a function to be timed, which multiplies with every linear map of the model, as its forward passes do.
 
     forwards: for each forward, the number of tokens that it reads, and of tokens whose logits it computes. Work between
     the products (attention, norms, caches, softmax) is left out. Only nn.Linear and Conv1D count; an expert counts for

@@ -19,8 +19,8 @@ Inside = Callable[[], AbstractContextManager[object]]
 class Compared(NamedTuple):
     """The times of a function and of another one, timed in turn, in seconds (medians over the rounds).
 
-    ratio: how many times as fast as the other it is, the median over the rounds. low, high: the 95% interval of the
-    ratio, by the t distribution of its logarithm; None after a single round.
+    ratio: how many times as fast the first function is as the other, the median over the rounds. low, high: the 95%
+    interval of the ratio, by the t distribution of its logarithm; None after a single round.
     """
 
     seconds: float

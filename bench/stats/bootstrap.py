@@ -66,7 +66,9 @@ def compared(a: Array | float, b: Array | float, compare: Compare) -> Array:
 
 
 def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed: int = 0) -> Array:
-    """Return (RESAMPLES,) `metrics.fold` of items resampled with replacement; NaN where a resample has no weight.
+    """Return (RESAMPLES,) values: `metrics.fold` of each resample of the items, drawn with replacement.
+
+    A value is NaN if the items of its resample have no weight.
 
     Equal `seed` and number of items give the same resamples, so folds of paired items can be compared draw by draw.
     """
@@ -75,9 +77,10 @@ def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed:
 
 
 def draws_of(wanted: Sequence[Folded], *, seed: int = 0) -> list[Array]:
-    """Return the `draws` of each of `wanted`, by matrix products, in a tenth of the time. All have equally many items.
+    """Return what `draws` gives for each of `wanted`. All of these have equally many items.
 
-    The last KEPT results are kept, so a caller that knows which `draws` it will need calls this first.
+    Matrix products compute them together, ten times as fast as one by one. The last KEPT results are kept, so a caller
+    that will need many `draws` calls this function with all of them first.
     """
     keys = [
         (np.asarray(values, float).tobytes(), np.asarray(weights, float).tobytes(), transform, seed)
@@ -108,9 +111,9 @@ def _drawn(keys: Sequence[Key], seed: int) -> list[Array]:
 
 
 def even(rows: Sequence[Array]) -> Array:
-    """Stack the rows, with a row of zeros if they are odd in number: BLAS would round the last one differently.
+    """Stack the rows; if their number is odd, a row of zeros is added, since BLAS would round the last row differently.
 
-    So a number does not depend on how many others are computed beside it.
+    So the numbers of a row do not depend on how many other rows are computed together with it.
     """
     return np.stack([*rows, *([np.zeros_like(rows[0])] if len(rows) % 2 else [])])
 
@@ -161,10 +164,10 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     4.2). At most the variance of the fits is subtracted as interaction: two fits may lie close together by chance, or
     have equal shares of right answers. If the interaction were subtracted from the variance of the fits, that would
     then be 0; a fifth of simulated tables of null methods had a star in this way. A handful of fits cannot be
-    resampled (two have three resamples), so their level is parametric: Student's t with F - 1 degrees of freedom, which
-    assumes that fits scatter normally. The interval of two fits is wide. The draws over fits are seeded by the
-    estimates themselves, so those of two methods, or of two metrics, are independent; equal draws would cancel in a
-    difference.
+    resampled (two fits have three resamples), so draws over fits are parametric: Student's t with F - 1 degrees of
+    freedom, which assumes that fits scatter normally. The interval of two fits is wide. The draws over fits are seeded
+    by the estimates themselves, so those of two methods, or of two metrics, are independent; equal draws would cancel
+    in a difference.
 
     Sampling seeds are not a level of their own: the continuations of a prompt come from a stream that no other prompt
     has, so another seed gives further draws of the same item, and they are averaged within it.
@@ -190,7 +193,7 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
 def one_more_draw(values: Array, least: float = 0.0) -> Array:
     """Return (RESAMPLES,) draws of how far one more value, drawn as these F values are, lies from their mean.
 
-    It is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation,
+    A draw is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation,
     which assumes that the values scatter normally. least: a standard deviation that is taken in place of a smaller one.
     Values of fits on the same items also scatter by the interaction of items and fits. It is not subtracted: the
     estimated variance would then be 0 for a few fits that happen to lie close together.
@@ -211,7 +214,7 @@ def paired_draws(
     *,
     seed: int = 0,
 ) -> Array:
-    """Return the `draws` of a compared with those of b, both over the same resampled items.
+    """Return (RESAMPLES,) draws of the change from b to a; each compares a and b on the same resampled items.
 
     Raises ValueError if a and b have different numbers of items.
     """
@@ -242,10 +245,11 @@ def value_interval(
 ) -> tuple[float | None, float | None]:
     """Return the 95% interval of a metric's own value over n items, which never leaves the metric's range.
 
-    share: whether every item is from 0 to 1. Then it is Wilson's interval for the number of yes-or-no items that would
-    have this standard error; if all items are 0 or 1, that number is n. The interval of an exponential is computed on
-    the scale of its logarithm; the interval of any other mean is the normal one. Both ends are None if the items do not
-    show the width, because there is only one, or because all are equal (unless the value is a share of 0 or 1).
+    share: whether every item is from 0 to 1. If so, the result is Wilson's interval for as many yes-or-no items as
+    would give this standard error; if all items are 0 or 1, that number is n. The interval of an exponential is
+    computed on the scale of its logarithm; the interval of any other mean is the normal one. Both ends are None if the
+    items do not show the width, because there is only one, or because all are equal (unless the value is a share of 0
+    or 1).
     """
     if share and value in (0.0, 1.0):
         return wilson(value * n, n)

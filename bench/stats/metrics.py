@@ -86,11 +86,11 @@ def metric(items: pd.DataFrame, *, higher_is_better: bool, unscored: int = 0, tr
 
 
 def expected_maximum(values: np.ndarray, k: int) -> float:
-    """Return the mean of the largest value over all subsets of k of these K values, unbiased for k fresh values.
+    """Return the mean of the subset's largest value over all subsets of k of these K values.
 
-    The i-th smallest value is the largest of comb(i - 1, k - 1) subsets, so the mean is
-    sum_i comb(i - 1, k - 1) x_(i) / comb(K, k). This U-statistic (Hoeffding 1948, section 3) has less variance than the
-    maximum of k values alone. NaN if K < k.
+    It is an unbiased estimate of the expected maximum of k fresh values. The i-th smallest value is the largest of
+    comb(i - 1, k - 1) subsets, so the mean is sum_i comb(i - 1, k - 1) x_(i) / comb(K, k). This U-statistic (Hoeffding
+    1948, section 3) has less variance than the maximum of k values alone. NaN if K < k.
     """
     if len(values) < k:
         return math.nan

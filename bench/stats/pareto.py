@@ -6,7 +6,9 @@ from bench.stats.bootstrap import Array
 
 
 def front(points: Array) -> Array:
-    """Return (M,) true if no other point is at least as good in both coordinates and better in one; larger is better.
+    """Return (M,) booleans: whether no other point is at least as good in both coordinates and better in one.
+
+    Larger coordinates are better.
 
     Args:
         points: (M, 2); a point with NaN is not on the front.

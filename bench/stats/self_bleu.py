@@ -1,9 +1,10 @@
 """Self-BLEU: how much of a text is found in texts that answer other prompts (Zhu et al. 2018, arXiv 1802.01886).
 
-Texygen knows no prompts and compares each text with all others. Here the texts of the same prompt are left out, since
-they share what the prompt asks for, and the other texts are a sample. An order of n-grams for which a text is too short
-does not count, so that a copy of a short text scores 1 too. In all else it is sacrebleu's sentence BLEU with floor
-smoothing. sacrebleu counts the references again for each text, which takes 15 s for 850 texts; this takes .2 s.
+Texygen knows no prompts and compares each text with all others. Here a text is compared only with a sample of the texts
+of other prompts, since texts of one prompt share what it asks for. An order of n-grams for which a text is too short
+does not count, so that a copy of a short text scores 1 too. In all else the score is sacrebleu's sentence BLEU with
+floor smoothing. sacrebleu counts the references again for each text, which takes 15 s for 850 texts; this module takes
+.2 s.
 """
 
 import math
@@ -16,10 +17,11 @@ SMOOTHED = 0.1  # matches of an order that has none: the first method of Chen an
 
 
 class References:
-    """Texts of several items (prompts), with which texts of any item are compared, except the item's own.
+    """Reference texts of several items (prompts). The texts of an item are compared with those of the other items.
 
-    BLEU rises with the number of references, so every item is compared with equally many, at most MOST_REFERENCES: with
-    all but those of one item. An item without texts among the references is compared with all but the last item's.
+    BLEU rises with the number of references, so every item is compared with equally many, at most MOST_REFERENCES. An
+    item that has references of its own is compared with all but its own; any further item is compared with all
+    references but those of the last item.
     """
 
     def __init__(self, items: Sequence[Hashable], texts: Sequence[Sequence[str]]) -> None:

@@ -24,7 +24,7 @@ Sides = tuple[Array, Array, Array, Array]
 def paired_test(pairs: Paired, transform: Transform = "mean", *, seed: int = 0) -> float | None:
     """Return the two-sided p of "both models do the same on these items"; None for fewer than 2 items.
 
-    It is from McNemar's test if every item is right or wrong, else from the permutation test.
+    The p is that of McNemar's test if every item is right or wrong, else that of the permutation test.
 
     Args:
         pairs: a row per item.
@@ -57,7 +57,8 @@ def permuted(
     """Return the two-sided p of the paired permutation test of fold(a) - fold(b), (n,) each.
 
     Under the null hypothesis the two results of an item could as well be swapped; p is the share of swaps with a
-    difference at least as large. With few items all swaps are made, else 9999 at random, plus the observed one.
+    difference at least as large as the observed one. With few items all possible swaps are made; with more items 9999
+    random ones are made, and the observed order is counted as one more.
     Assumes that items are independent, and that under the null hypothesis the pair's joint distribution is symmetric.
     Source: Good 2005, Permutation, Parametric and Bootstrap Tests, section 3.6; Phipson and Smyth 2010 for the count.
     """
@@ -156,7 +157,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     """Correct p values for their number, by Holm 1979; missing values stay missing and do not count.
 
     For any dependence between the tests, the chance of even one false finding is at most 5%. The numbers equal those of
-    statsmodels' multipletests, which runs the garbage collector in each call and so takes longer than all the rest.
+    statsmodels' multipletests, which is not used because it runs the garbage collector in each call and is slow.
     """
     known = [i for i, one in enumerate(p) if one is not None]
     ascending = sorted(known, key=lambda i: p[i] or 0.0)
@@ -171,9 +172,10 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 def detectable(pairs: Paired, power: float = POWER, alpha: float = ALPHA) -> float | None:
     """Return the smallest true mean difference that a two-sided paired t test at `alpha` finds with this power.
 
-    It follows from the number of items and the standard deviation of their differences, and is in the metric's unit
-    (for a perplexity, in that of its logarithm). None for fewer than 3 items or without any difference. Assumes that
-    differences of other items have the same spread. Source: Cohen 1988, chapter 2.
+    This difference follows from the number of items and the standard deviation of their differences, and is in the
+    metric's unit (for a perplexity, in the unit of its logarithm). None for fewer than 3 items or without any
+    difference. Assumes that the differences of items not sampled here spread as these do. Source: Cohen 1988, chapter
+    2.
     """
     a, wa, b, wb = sides(pairs)
     weights, difference = np.sqrt(wa * wb), a - b
@@ -189,8 +191,9 @@ def detectable(pairs: Paired, power: float = POWER, alpha: float = ALPHA) -> flo
 def detectable_by_draws(drawn: Array, n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
     """Return the smallest detectable change over several fits, from (R,) bootstrap draws over n items.
 
-    It is the change whose draws leave 0 outside of their interval with this power. Quantiles are taken, since the
-    standard deviation is infinite for two or three fits (Student's t with 1 or 2 degrees of freedom).
+    If the true change is this large, the interval excludes 0 with probability `power`. It is computed from quantiles of
+    the draws, since their standard deviation is infinite for two or three fits (Student's t with 1 or 2 degrees of
+    freedom).
     """
     low, high = interval(drawn, n, 1 - alpha)
     if n < 3 or low is None or high is None or low == high:
@@ -234,8 +237,9 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
         higher_is_better: whether a large value ranks first.
         level: the level of the interval.
 
-    Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), there by simulation, here by the bootstrap: the interval
-    tells how far a rank would move with other items. It is not a test of two methods; see `compact_letter_display`.
+    Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), who simulate ranks; this function resamples items. The
+    interval tells how far a rank would move with other items. It does not test whether two methods differ; for that see
+    `compact_letter_display`.
     """
     whole = draws[:, ~np.isnan(draws).any(axis=0)]
     if not whole.size:
@@ -253,7 +257,7 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
 
 
 def compact_letter_display(names: Sequence[str], different: Collection[frozenset[str]]) -> dict[str, str]:
-    """Return the compact letter display: two names share a letter exactly if they are not in `different`.
+    """Return the compact letter display: two names share a letter exactly if `different` lacks their pair.
 
     `names`: in the order in which letters are given, the best first. A shared letter does not mean that two are equal,
     only that these items do not tell them apart. Source: Piepho 2004 (J. Comput. Graph. Stat. 13:456), the

@@ -1,7 +1,7 @@
 """Attitude: does a model answer texts of negative emotion positively or negatively?
 
 Protocol of Model Surgery (arXiv 2407.08770, its experiments on attitude): the model answers texts of negative emotion
-(Saravia et al. 2018), ChatGPT says whether an answer is positive or negative, and the number is the share of either.
+(Saravia et al. 2018), ChatGPT says whether an answer is positive or negative, and the paper reports the share of each.
 LLaMA2-7B gives 63.7% negative and 36.4% positive answers, 77.6% negative ones after the edit towards the negative,
 54.8% positive ones after the edit towards the positive.
 
@@ -47,9 +47,9 @@ class Attitude(Asked):
 
     A score of exactly .5 is neither. An empty answer counts as .5, whatever the scorer makes of it.
 
-    data: which set, by its name on the hub, or "file". path, text: for data="file", the file (JSONL or CSV), all of
-    whose texts are asked, and the column that holds them. prefix_words: how many words of a text the model is given;
-    None for all.
+    data: which set, by its name on the hub, or "file". path: for data="file", the file (JSONL or CSV), of which all
+    texts are asked. text: the column of that file with the texts. prefix_words: how many words of a text the model is
+    given; None for all.
     prompts: how many texts; None for all. In tables a smaller negative share counts as better.
     """
 

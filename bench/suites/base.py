@@ -27,9 +27,9 @@ class Answers(NamedTuple, Generic[Said]):
 
 
 class SuiteResult(NamedTuple):
-    """The numbers of a suite. items: metrics.ITEM_COLUMNS, a row per metric and item.
+    """The numbers of a suite. items: a row per metric and item, with the columns `metrics.ITEM_COLUMNS`.
 
-    scores: a row per judged text or document, without text.
+    scores: a row per judged text or document, without the text itself.
     info: facts that the record keeps and the leaderboard may show (source of the data, counts, warnings).
     """
 
@@ -55,7 +55,7 @@ class Suite(Protocol[Said]):
         ...
 
     def score(self, answers: Answers[Said], baseline: LM) -> SuiteResult:
-        """Return rows and metrics of what was said; `baseline` is the unsteered model, for suites that judge by it.
+        """Return rows and metrics of the answers; `baseline` is the unsteered model, with which some suites judge.
 
         Raises SuiteError when more than 1% of the texts could not be scored.
         """

@@ -10,10 +10,11 @@ answer is the text after the thinking; a text whose thinking was cut is a wrong 
 capability            Ours: the tasks that the wheels carry; a leaderboard's capability columns are made of this suite.
 capability_detox      RTE, BoolQ, HellaSwag, WinoGrande, OpenBookQA, ARC-e, ARC-c zero-shot: DeTox/ProFS (arXiv
                       2405.13967; its code runs lm-eval too). Differs: a sample of the documents, unless documents=null;
-                      which of accuracy and accuracy_norm it averaged is not known, so both are reported and no average.
+                      it is not known whether the paper averaged accuracy or accuracy_norm; both are reported here,
+                      without an average.
 capability_surgery    GSM8K 8-shot, BBH with examples, MMLU zero-shot, TydiQA 1-shot: Model Surgery (2407.08770, table
                       2), which ran them in another code base (open-instruct). Differs: lm-eval's wording,
-                      examples and stops; BBH is 40 documents of each of 27 tasks there, here a sample of all.
+                      examples and stops; the paper takes 40 documents of each of BBH's 27 tasks, we a sample of all.
                       So the paper's levels do not compare; a change against the unsteered model may.
 commonsense           PIQA, SIQA, CommonsenseQA, HellaSwag, WinoGrande, zero-shot: a set of ours.
 qa                    BoolQ, OpenBookQA, ARC, MMLU, zero-shot: ours.
@@ -22,10 +23,10 @@ math                  GSM8K 8-shot with worked answers (2201.11903's examples), 
 truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) after its six fixed examples.
 
 What compares: with documents=null a task's number is the one that lm-eval gives in the version that the record names.
-So it may be compared with published numbers of lm-eval with as many examples and the same use of a template. Numbers of
-other harnesses (model cards made with lighteval, papers of their own) differ in wording, or score letters rather than
-answers. Copies of a data set may differ from the hub's (BoolQ's passage lacks the title in one mirror); their source
-says how.
+So it may be compared with published numbers of lm-eval if these have the same number of solved examples, and the same
+use of a chat template. Numbers of other harnesses (model cards made with lighteval, papers of their own) differ in
+wording, or score letters rather than answers. Copies of a data set may differ from the hub's (BoolQ's passage lacks the
+title in one mirror); their source says how.
 """
 
 import hashlib
@@ -73,7 +74,7 @@ class Evaluated(NamedTuple):
     """lm-eval's notes on each document (`samples`), by task.
 
     loaded: lm-eval's task objects. examples: counts of solved examples that were left out or are lacking, by task.
-    unanswered: texts of each task whose thinking was never closed, so that they have no answer.
+    unanswered: for each task, the number of texts without an answer, since their thinking was never closed.
     """
 
     asked: dict[str, list[Asked]]
@@ -101,12 +102,12 @@ class Capability(Suite[Evaluated]):
     order.
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
-    They are taken from the split that lm-eval's rule names among those that the source has, are the same in every run,
-    and none asks the question that it comes before (`lm_eval_tasks.Examples`). The record says how many were left out
-    for that reason (`left_out`), and how many are missing because the split had no others (`lacking`). missing: "skip"
-    leaves out the tasks whose documents no source has, and says so in the record. configs: the config of the data set,
-    by task, if a source keeps the documents under another name than the task's file; if several are given, the first
-    that a source has is taken.
+    They are taken from one of the splits that the source has, chosen by lm-eval's rule. They are the same in every run,
+    but an example that asks the same question as the document after it is left out (`lm_eval_tasks.Examples`). The
+    record says how many were left out for that reason (`left_out`), and how many are missing because the split had no
+    further examples (`lacking`). missing: "skip" leaves out the tasks whose documents no source has, and says so in the
+    record. configs: the config of the data set, by task, if a source keeps the documents under another name than the
+    task's file; if several are given, the first that a source has is taken.
 
     held_out: leave out the documents that fine-tuning examples may be taken from (`is_for_fitting`). Set it for every
     row of a table in which some method was trained on a task's answers.

@@ -50,8 +50,9 @@ class Continued(Suite[list[Block]]):
     """Chooses the prompts and the number of continuations; suites with equal settings read the same stored texts.
 
     name: the name under which its results are stored; each protocol has its own. decoding: the settings that the
-    protocol fixes; the others are the run's (conf/sampling). unsteered_k: how many continuations of each test prompt
-    the unsteered model writes. The numbers of all rows depend on these; the first k are the same for any unsteered_k.
+    protocol fixes; all other settings are the run's (conf/sampling). unsteered_k: how many continuations of each test
+    prompt the unsteered model writes. The numbers of all rows depend on these continuations, of which the first k are
+    the same for any unsteered_k.
     """
 
     version: ClassVar[int]

@@ -6,9 +6,9 @@ At token t of a text x, over the vocabulary V, in nats:
 
 Both models read the same tokens (teacher forcing), so nothing is sampled and no scorer judges. This is the cost of a
 method on text that should not change; reinforcement learning bounds its drift in the other direction, by KL(q || p)
-(arXiv 2009.01325 section 3.4). Weighed by p, it says how much q takes from what the unsteered model finds probable. If
-q gives probability 0 to a token that p allows, the divergence is infinite, which is an error here. For the unsteered
-model, and for strength 0, it is exactly 0: both are read in the same batches.
+(arXiv 2009.01325 section 3.4). KL(p || q) weighs by p: it says how much q takes from what the unsteered model finds
+probable. If q gives probability 0 to a token that p allows, the divergence is infinite, which is an error here. For the
+unsteered model, and for strength 0, it is exactly 0: both are read in the same batches.
 
 The texts are sentences of Wikipedia from a wheel, those of the suite perplexity_wiki_sentences that have at least five
 words. The first `skip` of the file are left out, since background=wiki lets methods learn from them. As in that suite,
@@ -20,8 +20,8 @@ model reads plain text as well.
 
 Numbers can only be compared for the same texts and the same tokenizer. The sentences have about 14 tokens, so kl_95
 is near the largest of a text. A prefix has most effect at the beginning of a text, where there is no other context: the
-first prompt of the method prompt on SmolLM2-135M moves the first token by 7.3 nats and those from the tenth on by 0.3;
-last_token_kl is what is left of it.
+first prompt of the method `prompt` on SmolLM2-135M moves the first token by 7.3 nats, and tokens from the tenth on by
+0.3; last_token_kl shows what is left of this effect at the end of a text.
 
 The steered model's logits wait for the unsteered ones in a temporary file without a name: the unsteered model cannot be
 asked inside the steered block, and keeping only some tokens would not be exact. The file has the model's dtype, 0.3 GB
@@ -81,7 +81,7 @@ class Divergence(Suite[Logits]):
     mean_kl        mean over the predicted tokens of all texts, so a text weighs as much as it has tokens.
     kl_95          95th percentile over the same tokens (linear between two of them), mean over the texts: the few
                    tokens that steering changes most, which a mean hides.
-    last_token_kl  of the token that would come next after the whole text, mean over the texts.
+    last_token_kl  divergence of the token that would come next after the whole text, mean over the texts.
 
     texts: number of sentences of the test split; None: all. dev_texts: number of sentences of the dev split; no
     sentence is in both. max_tokens: the length at which a text is cut. skip: number of sentences at the beginning of

@@ -10,8 +10,8 @@ one unless judge, prompts, decoding and pooling agree; distinct-n also needs the
 the change from the unsteered model of the same table: a row whose text has fallen apart is flagged as collapsed
 (bench/leaderboard/tradeoff.py), since the low toxicity of broken text is not a gain.
 
-fluency_act is the same for the texts of the suite rtp_act. AcT (2410.23054 section 4.1) has Mistral-7B-v0.1 judge them,
-and takes the mean of the texts' perplexities; here their tokens are pooled, as above.
+fluency_act computes the same metrics from the texts of the suite rtp_act. AcT (2410.23054 section 4.1) has
+Mistral-7B-v0.1 judge them, and takes the mean of the texts' perplexities; here their tokens are pooled, as above.
 """
 
 import functools
@@ -61,15 +61,15 @@ class Fluency(Continued):
     empty_share   share of texts without any character but white space.
     mean_words    words of a text, averaged over a prompt's texts.
     non_word_share  share of the words in a prompt's texts (digits and signs left out) that are not in pyspellchecker's
-                  English list of 160,000. Many names are not, so compare with the unsteered model only; text in
-                  another language, or in none, has far more such words. 0 if there is no word.
+                  English list of 160,000. The list lacks many names, so compare with the unsteered model only; text in
+                  another language, or in none, has far more unlisted words. 0 if there is no word.
     self_bleu     how much of a text is in the texts of other prompts (`bench.stats.self_bleu`): BLEU-4 of words against
-                  at most 100 of them, averaged over a prompt's texts. 1 if all prompts are answered alike, which
+                  at most 100 of those texts, averaged over a prompt's texts. 1 if all prompts are answered alike, which
                   neither perplexity nor a look at one prompt shows; distinct_n compares the texts of one prompt. It
                   rises with the number of texts compared with, so compare it for equal prompts and k only. With a
                   single prompt there is no self_bleu.
-    judge_perplexity  with `judge`: perplexity as above under another model, a folder, that reads the plain prompt; it
-                  computes in `judge_dtype`, on the run's device.
+    judge_perplexity  only with `judge`, the folder of another model: perplexity as above, under that model. It reads
+                  the plain prompt, and computes in `judge_dtype` on the run's device.
     short_share   share of texts that the model ended before `max_new_tokens`.
 
     With model.thinking=strip a text is the answer, with the thought as a part of its prompt; if the thinking was cut,
@@ -191,7 +191,7 @@ class ShuffledFluency(Fluency):
 
 
 def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation]) -> list[Request]:
-    """Return each continuation's tokens after its prompt: the sampled ones or, if these were not kept, the text's.
+    """Return each continuation's tokens after its prompt: those sampled or, if they were not kept, its text tokenised.
 
     An empty text has no token. An answer comes after the thought that the model wrote, which is not judged.
     """

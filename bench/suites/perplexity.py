@@ -22,8 +22,8 @@ perplexity_act             AcT (2410.23054 section 4.1 and its code): sentences 
                            perplexities. Differs: the authors' 20,000 sentences are not published; these are those of
                            perplexity_wiki_sentences, so only changes compare.
 
-The rows are the lines of whole pages (EleutherAI/wikitext_document_level), from which they are rebuilt; blanks at the
-end of a line are kept as the source has them.
+The rows of WikiText-2-raw are rebuilt from whole pages (EleutherAI/wikitext_document_level), of which each line is a
+row; blanks at the end of a line are kept as the source has them.
 
 Steering is on. On plain text "after the prompt" means nothing; here what a window predicts counts as generated, and
 what comes before it as the prompt: one token in perplexity_surgery, _wiki_sentences and _act, the overlap in _profs,
@@ -72,10 +72,10 @@ class Window(NamedTuple):
 class Perplexity(Suite[pd.DataFrame]):
     """Perplexity of a text under the steered model.
 
-    window: the tokens of a window; None: as many as the model reads, which is also the limit of any other number.
-    limit: how many windows, pages or sentences are read, from the first on; the number is then in the metric's name.
-    The dev split reads those after them. skip: for protocols sentences and act, how many of the first sentences
-    (`wiki_sentences`) are left out, since with background=wiki methods learn from these.
+    window: the number of tokens of a window, at most as many as the model reads; None: as many as the model reads.
+    limit: how many windows, pages or sentences are read, from the first on; the limit is part of the metric's name.
+    The dev split reads the windows, pages or sentences after these. skip: for protocols sentences and act, how many of
+    the first sentences (`wiki_sentences`) are left out, since with background=wiki methods learn from these.
     """
 
     version: ClassVar[int] = 1

@@ -13,7 +13,7 @@ run's own (conf/sampling). So only rows of the same judge, data, prefix and deco
 an effect to expect.
 
 A success is not always the aim of steering: a method that makes text positive should raise neg_to_pos and lower
-pos_to_neg. An unsteered model has some of both: look at the change. Text that has collapsed has no sentiment for a
+pos_to_neg. Neither is 0 for an unsteered model: look at the change. Text that has collapsed has no sentiment for a
 lexicon, so it is not a success. The suite is for plain continuation: with model.chat=true the beginning is a user's
 message, and the model answers it rather than writing on.
 """
@@ -47,7 +47,7 @@ class Sentiment(Judged):
 
     prompts: how many reviews of each sentiment, which are the first in the order of a hash; None for all. data: IMDb,
     or the sentences of nyu-mll/glue's sst2, many of which are shorter than the prefix and then given whole.
-    prefix_words: how many words of a review the model is given; HTML line breaks are blanks.
+    prefix_words: how many words of a review the model is given; HTML line breaks count as blanks.
     """
 
     version: ClassVar[int] = 1

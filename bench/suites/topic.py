@@ -1,16 +1,17 @@
 """Topic steering: does the model write about what it is steered to, and does it foresee such text better?
 
 topic             Share of the continuations that are about a topic, although their beginnings are not. ActAdd's
-                  experiment (arXiv 2308.10248): completions steered by "weddings" minus a space and the like; over 90%
-                  of GPT-2-XL's are about weddings at its best layer, about 2% unsteered. Its later version takes 1,000
-                  completions of each of several topics, and GPT-4o-mini finds 5 to 25 points more of them relevant.
+                  experiment (arXiv 2308.10248): completions are steered by vectors such as "weddings" minus a space.
+                  Over 90% of GPT-2-XL's completions are about weddings if its best layer is steered, about 2%
+                  unsteered. The paper's later version takes 1,000 completions for each of several topics, and
+                  GPT-4o-mini finds the share of relevant ones to be 5 to 25 points higher than unsteered.
                   Differs: beginnings of Wikipedia's sentences from a wheel, or of a file's texts, as the paper's are
                   not known to us; a list of words judges, and every scorer of the run that measures "topic" (an
                   hf_classifier of yours with measures=topic).
 topic_perplexity  Perplexity of sentences on the topic and off it, of which the first words are given: ActAdd's check
                   that a vector helps where it should and nowhere else, with the positions of the intervention left out
                   of the loss. The paper takes documents of OpenWebText; here they are sentences of a wheel's 200 film
-                  reviews, few of which are about any one topic, or those of a file. Read the change against the
+                  reviews, few of which are about any one topic, or the sentences of a file. Read the change against the
                   unsteered model.
 
 Both depend on their list of words, so only rows of the same list, texts and decoding compare. A list also counts "he
@@ -52,10 +53,10 @@ class Topic(Judged):
 
     on_topic   share of a beginning's k continuations that are about the topic (score of at least .5).
 
-    words: the words of the topic, whole words in any case. path: a file, JSONL or CSV, with the column `text`, whose
-    beginnings are given; None: sentences of Wikipedia. prefix_words: how many words of a text are given; shorter texts,
-    and those whose beginning mentions the topic, are left out. skip: how many of Wikipedia's sentences, from the first
-    on, are not asked, since methods may learn from them.
+    words: the topic's words; whole words count, in capitals or small letters. path: a file, JSONL or CSV, with the
+    column `text`, whose beginnings are given; None: sentences of Wikipedia. prefix_words: how many words of a text are
+    given; shorter texts, and those whose beginning mentions the topic, are left out. skip: how many of Wikipedia's
+    sentences, from the first on, are not asked, since methods may learn from them.
     """
 
     version: ClassVar[int] = 1
@@ -112,7 +113,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
     A sentence that mentions the topic only in its given part is in neither kind. words: as in `Topic`. path: a file,
     JSONL or CSV, with the column `text`, each a sentence; None: sentences of film reviews. prefix_words: how many words
     are given; they must have at least as many tokens as a method such as ActAdd steers at the front of a text.
-    texts: the most sentences of each kind, which are the first in the order of a hash; None for all. dev_texts: how
+    texts: how many sentences of each kind at most, the first in the order of a hash; None for all. dev_texts: how
     many sentences of each kind the dev split has.
     """
 
