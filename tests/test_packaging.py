@@ -63,7 +63,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             found |= {name.partition(".")[0] for name in names}
-    ours = {"bench", "methods", "submitit"}  # submitit comes with its launcher
+    ours = {"bench", "methods", "submitit", "joblib"}  # the last two come with their launchers
     declared = {IMPORTED_AS.get(one, one.replace("-", "_")) for one in map(plain, PROJECT["dependencies"])}
     others = {"pip", "accelerate"}  # run as a command; needed by transformers for GGUF
     assert found - set(sys.stdlib_module_names) - ours - OPTIONAL == declared - others

@@ -108,7 +108,7 @@ def test_what_the_hub_lacks_is_missing(hub, tmp_path, name, config, split, why):
 def test_an_error_of_the_hub_is_not_a_missing_set(hub, tmp_path, pattern):
     published(hub)
     hub.fails(pattern, status=500)
-    with pytest.raises(SetupError, match=r"(?s)no source could give .*hub: .*nothing about whether it is") as caught:
+    with pytest.raises(SetupError, match=r"(?s)no source could give .*hub: .*not known whether it is there") as caught:
         Sources(cache=tmp_path / "cache").locate(NAME, "one", "train")
     assert not isinstance(caught.value, NowhereError)
     hub.faults.clear()

@@ -284,7 +284,7 @@ def test_errors_name_no_word(tmp_path):
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"min_texts": 0}, {"min_log_odds": float("inf")}])
 def test_wrong_settings(options):
-    with pytest.raises(SetupError, match="at least 1, the last a number"):
+    with pytest.raises(SetupError, match="at least 1, min_log_odds a finite number"):
         WordFilter(**options).check(tiny_lm().model)
 
 

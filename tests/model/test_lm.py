@@ -256,7 +256,7 @@ def test_only_the_steered_lm_is_used_inside_its_with():
     caa = CAA(layer=1, scope="all")
     artefact = caa.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
     with lm.steered(caa, artefact, 2.0) as steered:
-        with pytest.raises(SetupError, match=r"is steered now, at strength 2 of caa, .* named 0 \(unsteered\)"):
+        with pytest.raises(SetupError, match="now, at strength 2 of caa, .* for strength 0 .unsteered"):
             sample(lm, ["the fox"], num_samples=1, max_new_tokens=2)
         with (
             pytest.raises(SetupError, match="steered already, at strength 2 of caa"),
@@ -279,7 +279,7 @@ def test_a_steered_model_is_not_steered_once_more(inner):
                 again.steered(inner, {}, 1),
             ):
                 pass
-            with pytest.raises(SetupError, match=r"is steered now, at strength 2 of shift, .* named 0 \(unsteered\)"):
+            with pytest.raises(SetupError, match="now, at strength 2 of shift, .* for strength 0 .unsteered"):
                 logits(again)
         assert torch.equal(logits(steered), inside)
     assert not torch.equal(logits(lm), inside)

@@ -195,7 +195,7 @@ def test_no_sentence_is_in_two_places(sources):
     assert one.identity("test") == suite(sources, dev_texts=2).identity("test")
     with pytest.raises(SetupError, match=r"suite.kl.texts=125: there are 124"):
         suite(sources, texts=125).asked("test")
-    with pytest.raises(SetupError, match="the dev split needs 3 of 124"):
+    with pytest.raises(SetupError, match="the dev split needs 3 others"):
         suite(sources, texts=122).asked("dev")
 
 
