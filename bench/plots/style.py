@@ -126,7 +126,9 @@ def in_order(name: str) -> tuple[str | float, ...]:
 
 
 def paged(items: Sequence[T], most: int, page: int) -> list[T]:
-    """Return the items on this page (counted from 1) if a page has room for `most`; pages have about equal lengths.
+    """Divide the items into pages of at most `most` items and about equal lengths, and return those of one page.
+
+    page: the number of this page, counted from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
