@@ -124,7 +124,8 @@ def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, res
     """Return the configs, each with Hydra's own node `hydra`, for the launcher that the arguments name, or the default.
 
     part: if it is "hydra", the list holds a single config with only this node. resolved: whether interpolations are
-    replaced by their values, except those that a launcher sets only when it begins a job. Raises SetupError as `launcher_of` does.
+    replaced by their values, except those that a launcher sets only when it begins a job. Raises SetupError as
+    `launcher_of` does.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):

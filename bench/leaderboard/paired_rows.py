@@ -68,8 +68,9 @@ class PairedRows:
     def is_skewed(self, name: str) -> bool:
         """Whether differences from the result of all texts of the unsteered model are skewed in this metric.
 
-        They count as skewed if those of the rows are skewed on average, or if that of the unsteered model's own first k
-        texts is. The rows alone do not suffice, since strong effects may skew their differences in the other direction.
+        They count as skewed if the rows' differences are skewed on average, or if the differences of the unsteered
+        model's own first k texts are skewed. The rows alone do not suffice, since strong effects may skew their
+        differences in the other direction.
         """
         found = [skewness(one[name]) for fits in self.pairs.values() for one in fits if name in one]
         items = self._base.items() if self._base else {}
