@@ -240,8 +240,8 @@ def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Ma
         (args, kwargs), given = given, ((), {})
         if not args and not kwargs:  # `methods.blockwise` runs a block alone
             raise SetupError(
-                "sadi: method.frozen=true reads each prompt twice from its first block to its last, and this fit runs "
-                "one block at a time, as act does; put act before sadi, or set method.causal=false for act"
+                "sadi: method.frozen=true runs the whole model twice on each prompt, but a method after it (act) is "
+                "fitted by running one block at a time; put act before sadi, or set method.causal=false for act"
             )
         ids = args[0] if args else kwargs["input_ids"] if "input_ids" in kwargs else kwargs["inputs_embeds"]
         if not last_prompt_token(ids.shape[1]).any():

@@ -248,8 +248,8 @@ def value_interval(
     share: whether every item is from 0 to 1. If so, the result is Wilson's interval for as many yes-or-no items as
     would give this standard error; if all items are 0 or 1, that number is n. The interval of an exponential is
     computed on the scale of its logarithm; the interval of any other mean is the normal one. Both ends are None if the
-    items do not show the width, because there is only one, or because all are equal (unless the value is a share of 0
-    or 1).
+    items do not show the width, because there is only one, or because all are equal; but with `share`, a value of
+    exactly 0 or 1 gets Wilson's interval for n items.
     """
     if share and value in (0.0, 1.0):
         return wilson(value * n, n)

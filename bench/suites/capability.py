@@ -103,7 +103,7 @@ class Capability(Suite[Evaluated]):
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
     They are taken from one of the splits that the source has, chosen by lm-eval's rule. They are the same in every run,
-    but an example that asks the same question as the document after it is left out (`lm_eval_tasks.Examples`). The
+    but an example that asks the very question which the prompt ends with is left out (`lm_eval_tasks.Examples`). The
     record says how many were left out for that reason (`left_out`), and how many are missing because the split had no
     further examples (`lacking`). missing: "skip" leaves out the tasks whose documents no source has, and says so in the
     record. configs: the config of the data set, by task, if a source keeps the documents under another name than the
