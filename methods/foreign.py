@@ -192,10 +192,10 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
         )
     side = _agreed(file, "hook", told.hook, None, needed=True)
     operation = _agreed(file, "operation", told.operation, None, needed=True)
-    if operation == "clamp" or (operation == "ablate" and len(tensors) > 1):
-        raise SetupError(
-            f"{file}: method.operation={operation} needs one vector, and the file has {len(tensors)}; set add"
-        )
+    if operation == "clamp":
+        raise SetupError(f"{file}: method.operation=clamp needs a value to clamp to, which it does not hold; set add")
+    if operation == "ablate" and len(tensors) > 1:
+        raise SetupError(f"{file}: method.operation=ablate needs one vector, and the file has {len(tensors)}; set add")
     found = []
     for name, tensor in tensors.items():
         number = int(name.split(".")[1])

@@ -26,8 +26,9 @@ class Readings:
     """The implementation of `methods.decoding.Streams` for one forward.
 
     forward: the model's forward without steering at decoding time. keep: the columns of this forward that have logits,
-    as `LM.read` takes them. columns: (K,) the numbers of these columns in the rows. asked: names of the further
-    readings (the same rows read with other weights or a prefix) that were asked for in this forward.
+    as `LM.read` takes them. columns: (K,) the indices of these columns, counted from the start of the rows. asked:
+    names of the further readings (the same rows read with other weights or a prefix) that were asked for in this
+    forward.
     """
 
     model: PreTrainedModel
