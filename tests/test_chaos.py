@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -102,18 +103,11 @@ def disturbed(
     raise TimeoutError(f"{dict(told)}, {len(signals)} signals left after {LONGEST_SECONDS:.0f} s")
 
 
-def compared(
-    root: Path,
-    place: Path,
-    kills: int,
-    terms: int,
-    seconds: float = LONGEST_SECONDS,
-    workers: Sequence[str] = JOBLIB,
-) -> Counter[str]:
-    """A quiet sweep and a disturbed one. Raises AssertionError where a byte differs."""
+def compared(root: Path, place: Path, kills: int, terms: int, *more: Any) -> Counter[str]:
+    """Run a quiet sweep and a `disturbed` one. Raises AssertionError where a byte differs."""
     quiet = run(command(root, place / "quiet"), place / "quiet.log")
     assert quiet.wait() == 0, (place / "quiet.log").read_text()[-2000:]
-    told = disturbed(root, place, kills, terms, seconds, workers)
+    told = disturbed(root, place, kills, terms, *more)
     for number in range(told["exit code 0"]):
         assert contents(place / "quiet") == contents(place / f"disturbed{number}")
     return told

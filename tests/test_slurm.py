@@ -48,7 +48,7 @@ def begun(world: Path, results: Path, log: Path, *more: str) -> "subprocess.Pope
 def awaited(
     found: Callable[[], list[psutil.Process]], process: "subprocess.Popen[bytes]", log: Path
 ) -> list[psutil.Process]:
-    """What is found at last, while the process runs."""
+    """Look again and again until something is found, and return it; the process must still run."""
     end = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < end and process.poll() is None:
         if one := found():

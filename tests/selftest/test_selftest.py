@@ -386,7 +386,7 @@ BROKEN = {
 
 
 def two_blocks():
-    """For speed."""
+    """Return a tiny model of two blocks in place of three or more, which makes these tests faster."""
     lm = tiny_lm()
     lm.model.model.layers = lm.model.model.layers[:2]
     lm.model.config.num_hidden_layers = 2
